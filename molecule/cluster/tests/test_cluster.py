@@ -7,10 +7,13 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[3]
 INVENTORY = ROOT / "molecule/cluster/inventory"
@@ -38,7 +41,7 @@ def python_on_head(code: str, check: bool = True) -> str:
     return on("head", "docker", "exec", "-i", HEAD, "python", "-", stdin=code, check=check)
 
 
-def until[T](seconds: float, what: str, probe: Callable[[], T]) -> T:
+def until(seconds: float, what: str, probe: Callable[[], T]) -> T:
     """Wait for a condition with a deadline; the last error tells why it never came true."""
     end, last = time.monotonic() + seconds, "nothing seen"
     while time.monotonic() < end:
@@ -63,3 +66,213 @@ def play(*arguments: str) -> subprocess.CompletedProcess[str]:
 def changed(output: str) -> dict[str, int]:
     """Count of changes per host from a play recap."""
     return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.M)}
+
+
+def alive_workers() -> dict[str, float]:
+    """The CPUs of every Ray node that is alive, by its host label and node id; the head is left out."""
+    listing = python_on_head(
+        "import json, ray\n"
+        "ray.init(address='auto', log_to_driver=False, logging_level='ERROR')\n"
+        "print(json.dumps([n for n in ray.nodes() if n['Alive'] and n['Resources'].get('CPU')]))"
+    )
+    nodes = json.loads(listing.splitlines()[-1])
+    return {f"{node['Labels']['host']}/{node['NodeID'][:8]}": node["Resources"]["CPU"] for node in nodes}
+
+
+def containers(host: str, project: str) -> dict[str, str]:
+    """Id of every running container of a Compose project, by its service."""
+    form = '{{.Label "com.docker.compose.service"}} {{.ID}}'
+    listing = on(host, "docker", "ps", "--filter", f"label=com.docker.compose.project={project}", "--format", form)
+    return dict(line.split() for line in listing.splitlines())
+
+
+def kill_hard(host: str, container: str) -> None:
+    """Kill a container's main process as a crash would; `docker kill` would count as the operator's wish."""
+    pid = on(host, "docker", "inspect", "-f", "{{.State.Pid}}", container).strip()
+    on(host, "kill", "-9", pid)
+
+
+SCAN = """
+import asyncio, json, sys
+targets = json.loads(sys.stdin.read())
+async def answers(address, port, gate):
+    async with gate:
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 1.5)
+            writer.close()
+            return port
+        except (OSError, asyncio.TimeoutError):
+            return None
+async def main():
+    gate = asyncio.Semaphore(400)
+    seen = {}
+    for address, ports in targets.items():
+        found = await asyncio.gather(*(answers(address, port, gate) for port in ports))
+        seen[address] = sorted(port for port in found if port)
+    print(json.dumps(seen))
+asyncio.run(main())
+"""
+
+
+def scan(source: str, targets: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The TCP ports that answer a host on the wire."""
+    result: dict[str, list[int]] = json.loads(on(source, "python3", "-c", SCAN, stdin=json.dumps(targets)))
+    return result
+
+
+def listening(host: str) -> list[int]:
+    """Every TCP port that something on the host listens on, wherever it is bound."""
+    sockets = on(host, "ss", "-Hltn").splitlines()
+    return sorted({int(line.split()[3].rsplit(":", 1)[1]) for line in sockets})
+
+
+def address6(host: str) -> str:
+    listing = json.loads(on(host, "ip", "-j", "-6", "addr", "show", "dev", "eth0", "scope", "global"))
+    address: str = listing[0]["addr_info"][0]["local"]
+    return address
+
+
+@pytest.fixture
+def canary() -> Iterator[int]:
+    """A container on server1 that publishes a port the careless way."""
+    image = on("server1", "docker", "inspect", "-f", "{{.Image}}", next(iter(containers("server1", "ray_worker").values())))
+    on("server1", "docker", "run", "-d", "--rm", "--name", "canary", "-p", "9999:9999", "--entrypoint", "python",
+       image.strip(), "-m", "http.server", "9999")  # fmt: skip
+    until(30, "the canary answers on its own host", lambda: scan("server1", {"127.0.0.1": [9999]})["127.0.0.1"])
+    yield 9999
+    on("server1", "docker", "rm", "-f", "canary", check=False)
+
+
+def test_check_mode_on_the_running_cluster_finds_nothing_to_change() -> None:
+    run = play("site.yml", "--check")
+    assert run.returncode == 0, run.stdout[-4000:]
+    counts = changed(run.stdout)
+    assert {host for host, count in counts.items() if count} == set(), run.stdout[-6000:]
+    assert set(HOSTS) <= set(counts)
+
+
+def test_every_planned_worker_is_alive_with_its_cpus() -> None:
+    workers = alive_workers()
+    assert sorted(name.split("/")[0] for name in workers) == ["server1", "server1", "server2"]
+    assert set(workers.values()) == {1.0}
+
+
+def test_outside_sees_only_ssh(canary: int) -> None:
+    targets = {address: sorted({*listening(host), canary}) for host, address in HOSTS.items()}
+    targets |= {address6(host): sorted({*listening(host), canary}) for host in HOSTS}
+    assert 6379 in targets[HOSTS["head"]], "the head does not even listen: the scan would prove nothing"
+    seen = scan("stranger", targets)
+    assert seen == {address: [22] for address in targets}
+    inside = scan("server2", {HOSTS["head"]: targets[HOSTS["head"]]})
+    assert 6379 in inside[HOSTS["head"]], "a cluster member must reach the head"
+
+
+@pytest.mark.parametrize(("token", "status"), [(None, 401), ("wrong" * 10, 403)])
+def test_a_job_without_the_token_is_refused(token: str | None, status: int) -> None:
+    header = [f"-HAuthorization: Bearer {token}"] if token else []
+    code = on("head", "docker", "exec", HEAD, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", *header,
+              "-H", "Content-Type: application/json", "-d", '{"entrypoint": "touch /tmp/intruder"}',
+              "http://127.0.0.1:8265/api/jobs/")  # fmt: skip
+    assert int(code) == status
+
+
+DRILL_ACTOR = """
+import ray
+ray.init(address="auto", namespace="drill", log_to_driver=False, logging_level="ERROR")
+@ray.remote(num_cpus=0.1)
+class Counter:
+    def __init__(self): self.count = 0
+    def add(self):
+        self.count += 1
+        return self.count
+    def read(self): return self.count
+"""
+
+
+def test_the_head_killed_is_back_with_actor_job_and_nodes() -> None:
+    python_on_head(
+        DRILL_ACTOR + "counter = Counter.options(name='counter', lifetime='detached').remote()\n"
+        "print(ray.get([counter.add.remote() for _ in range(3)]))"
+    )
+    before = alive_workers()
+    job = "drill-" + str(int(time.time()))
+    on("head", "docker", "exec", HEAD, "ray", "job", "submit", "--no-wait", "--submission-id", job,
+       "--entrypoint-num-cpus", "0.5", "--", "python", "-c", "import time; time.sleep(45); print('job is through')")  # fmt: skip
+    status = ["docker", "exec", HEAD, "ray", "job", "status", job]
+    until(60, "the job runs", lambda: "RUNNING" in on("head", *status))
+
+    kill_hard("head", HEAD)
+    start = time.monotonic()
+    until(120, "the nodes of before", lambda: set(alive_workers()) == set(before))
+    count = python_on_head(
+        "import ray\nray.init(address='auto', namespace='drill', log_to_driver=False, logging_level='ERROR')\n"
+        "print(ray.get(ray.get_actor('counter').read.remote(), timeout=30))"
+    )
+    print(f"head killed: nodes and actor back after {time.monotonic() - start:.0f} s")
+    assert count.split()[-1] == "3"
+    until(120, "the job that ran meanwhile succeeds", lambda: "SUCCEEDED" in on("head", *status).upper())
+    python_on_head(
+        "import ray\nray.init(address='auto', namespace='drill', log_to_driver=False, logging_level='ERROR')\n"
+        "ray.kill(ray.get_actor('counter'))"
+    )
+
+
+def test_a_killed_worker_comes_back() -> None:
+    before = alive_workers()
+    kill_hard("server2", containers("server2", "ray_worker")["worker-1"])
+    until(120, "the dead node is replaced by a new one",
+          lambda: len(now := alive_workers()) == len(before) and set(now) != set(before))  # fmt: skip
+
+
+def test_scaling_a_host_leaves_its_other_workers_running() -> None:
+    first = containers("server1", "ray_worker")
+    assert set(first) == {"worker-1", "worker-2"}
+    for count, services in ((1, {"worker-1"}), (2, {"worker-1", "worker-2"})):
+        run = play("site.yml", "-e", f"ray_workers={count}", "--limit", "server1", "--tags", "ray_worker")
+        assert run.returncode == 0, run.stdout[-4000:]
+        now = containers("server1", "ray_worker")
+        assert set(now) == services
+        assert now["worker-1"] == first["worker-1"]
+
+
+def test_a_rule_that_leaves_the_inventory_leaves_the_host() -> None:
+    rule = {"ufw_extra_rules": [{"port": 8443, "proto": "tcp", "from": ["172.30.90.250"], "why": "a test"}]}
+    for extra, expected in ((["-e", json.dumps(rule)], True), ([], False)):
+        run = play("site.yml", "--limit", "server2", "--tags", "ufw", *extra)
+        assert run.returncode == 0, run.stdout[-4000:]
+        assert ("8443/tcp" in on("server2", "ufw", "status")) == expected
+
+
+def test_a_sleeping_laptop_stops_nothing() -> None:
+    subprocess.run(["docker", "pause", "cluster-laptop1"], check=True, capture_output=True)
+    try:
+        run = play("site.yml", "--skip-tags", "smoke")
+        assert run.returncode == 0, run.stdout[-4000:]
+    finally:
+        subprocess.run(["docker", "unpause", "cluster-laptop1"], check=True, capture_output=True)
+
+
+def test_a_power_cut_of_the_head_host_heals_by_itself() -> None:
+    before = alive_workers()
+    subprocess.run(["docker", "kill", "cluster-head"], check=True, capture_output=True)
+    subprocess.run(["docker", "start", "cluster-head"], check=True, capture_output=True)
+    start = time.monotonic()
+    until(240, "the head and its nodes", lambda: len(alive_workers()) == len(before))
+    print(f"head host cut: cluster whole after {time.monotonic() - start:.0f} s")
+    seen = scan("stranger", {HOSTS["head"]: listening("head")})
+    assert seen == {HOSTS["head"]: [22]}, "the firewall must be up again before the services"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-e", "ray_wrokers=5"], ["ray_wrokers", "ray_workers"]),
+        (["-e", "ray_worker_memory=900G"], ["900G"]),
+    ],
+)
+def test_a_bad_setting_gets_one_line_and_changes_nothing(arguments: list[str], words: list[str]) -> None:
+    run = play("site.yml", *arguments)
+    assert run.returncode != 0
+    for word in words:
+        assert word in run.stdout + run.stderr
+    assert not any(changed(run.stdout).values()), run.stdout[-3000:]
