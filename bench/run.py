@@ -1,0 +1,192 @@
+"""Measure the cluster that `make up` made and keep the figures: bench/figures.json, printed as a table.
+
+`python bench/run.py` measures everything that exists; name some (`rerun scale code hello memory overhead tls`) for
+less. Times are of this machine and this hour: the ratios in the last column are what to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ROOT / "bench/figures.json"
+OLD_HELLO = 0.98  # tasks/s of the deployment that Muster replaces, 20 tasks of 1,000,000 iterations
+Figure = dict[str, object]
+
+
+def play(*arguments: str) -> tuple[float, int, str]:
+    """Seconds, changes and output of one ansible-playbook run against the lab."""
+    begin = time.perf_counter()
+    run = subprocess.run(
+        ["ansible-playbook", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env=dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg")),
+    )  # fmt: skip
+    if run.returncode:
+        raise SystemExit(f"ansible-playbook {' '.join(arguments)} failed:\n{run.stdout[-3000:]}{run.stderr[-1000:]}")
+    changes = sum(int(count) for count in re.findall(r"changed=(\d+)", run.stdout))
+    return time.perf_counter() - begin, changes, run.stdout
+
+
+def inventory() -> dict[str, list[str]]:
+    """The lab's hosts by group."""
+    listing = subprocess.run(["ansible-inventory", "--list"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name: group.get("hosts", []) for name, group in json.loads(listing.stdout).items()}
+
+
+def on(host: str, *command: str) -> str:
+    return subprocess.run(
+        ["docker", "exec", f"lab-{host}", *command], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def image(name: str) -> str:
+    """The image that the lab's hosts run."""
+    names = on("head", "docker", "images", "--format", "{{.Repository}}:{{.Tag}}").split()
+    return next(image for image in names if f"/{name}:" in image)
+
+
+def rerun() -> Figure:
+    """site.yml once more with nothing to do."""
+    seconds, changes, _ = play("site.yml")
+    return {"seconds": round(seconds, 1), "changed": changes}
+
+
+def scale() -> Figure:
+    """site.yml with nothing to do on 2, 4 and 8 of the lab's hosts (start it with LAB_SERVERS=6 for all three)."""
+    groups = inventory()
+    hosts = ["head", *(host for host in groups["server"] if host != "head"), *groups["laptop"]]
+    times = {n: round(play("site.yml", "--limit", ",".join(hosts[:n]))[0], 1) for n in (2, 4, 8) if n <= len(hosts)}
+    most, least = max(times), min(times)
+    per_host = (times[most] - times[least]) / max(most - least, 1)
+    return {"seconds by hosts": times, "seconds per added host": round(per_host, 2)}
+
+
+def code() -> Figure:
+    """A change in ray_jobs reaches every host."""
+    marker = ROOT / "ray_jobs/bench_marker.py"
+    try:
+        marker.write_text(f'"""Written by the benchmark at {time.time()}."""\n')
+        seconds, changes, _ = play("site.yml", "--tags", "code")
+    finally:
+        marker.unlink()
+        play("site.yml", "--tags", "code")
+    return {"seconds": round(seconds, 1), "changed": changes}
+
+
+def hello() -> Figure:
+    """20 tasks of 1,000,000 iterations over the lab's workers."""
+    command = ["docker", "exec", "ray_head-head-1", "python", "-m", "ray_jobs.hello", "--json"]
+    rates = [20 / json.loads(on("head", *command).splitlines()[-1])["seconds"] for _ in range(4)][1:]
+    rate = statistics.median(rates)
+    return {"tasks/s": round(rate, 1), "times the old deployment": round(rate / OLD_HELLO, 1)}
+
+
+def memory() -> Figure:
+    """Memory of the head's and the workers' containers without jobs."""
+    figures = {}
+    for host in inventory()["server"]:
+        for line in on(host, "docker", "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}").splitlines():
+            name, used = line.split()[:2]
+            if name.startswith("ray_"):
+                figures[f"{host}/{name}"] = used
+    return figures
+
+
+def median_of(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: round(statistics.median(run[key] for run in runs), 2) for key in runs[0]}
+
+
+def inside(*prefix: str, tls: str = "") -> dict[str, float]:
+    """Run bench/inside.py behind a prefix (a container, a chroot)."""
+    option = ["--tls", tls] if tls else []
+    run = subprocess.run([*prefix, "python", "/bench/inside.py", *option], capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(prefix)} failed:\n{run.stdout[-1000:]}{run.stderr[-3000:]}")
+    figures: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    return figures
+
+
+def container(*more: str) -> list[str]:
+    return ["docker", "run", "--rm", "--network", "host", "--shm-size", "2g", "-v", f"{ROOT}/bench:/bench:ro", *more,
+            "--entrypoint", "", image("node")]  # fmt: skip
+
+
+def compare(one: Callable[[], dict[str, float]], other: Callable[[], dict[str, float]], rounds: int) -> Figure:
+    """Alternate two ways of doing the same and give medians and their ratio."""
+    runs: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
+    for _ in range(rounds):
+        runs[0].append(one())
+        runs[1].append(other())
+    first, second = median_of(runs[0]), median_of(runs[1])
+    return {key: {"with": first[key], "without": second[key], "ratio": round(first[key] / second[key], 3)}
+            for key in first}  # fmt: skip
+
+
+def overhead() -> Figure:
+    """Ray in a container against Ray in the same files without a container (a chroot on this machine)."""
+    root = Path(tempfile.mkdtemp(prefix="muster-bench-"))
+    made = subprocess.run(["docker", "create", image("node")], capture_output=True, text=True, check=True).stdout.strip()
+    mounts = [root / "proc", root / "dev", root / "dev/shm", root / "sys"]
+    try:
+        subprocess.run(f"docker export {made} | tar -x -C {root}", shell=True, check=True)
+        shutil.copytree(ROOT / "bench", root / "bench", ignore=shutil.ignore_patterns("figures*"))
+        for kind, mount in zip(("proc", "devtmpfs", "tmpfs", "sysfs"), mounts, strict=True):
+            mount.mkdir(exist_ok=True)
+            subprocess.run(["mount", "-t", kind, kind, mount], check=True)
+        path = json.loads(
+            subprocess.run(["docker", "inspect", made], capture_output=True, text=True, check=True).stdout
+        )[0]["Config"]["Env"]  # fmt: skip
+        bare = ["env", "-i", "HOME=/tmp", *path, "chroot", str(root)]
+        return compare(lambda: inside(*container()), lambda: inside(*bare), 3)
+    finally:
+        for mount in reversed(mounts):
+            subprocess.run(["umount", mount], check=False, capture_output=True)
+        subprocess.run(["docker", "rm", made], check=False, capture_output=True)
+        if not any(os.path.ismount(mount) for mount in mounts):
+            shutil.rmtree(root)
+
+
+def tls() -> Figure:
+    """What TLS between the nodes costs: rates with it and without."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("ca.crt", "host.crt", "host.key"):
+            target = Path(folder) / name
+            target.write_text(on("head", "cat", f"/etc/muster/pki/{name}"))
+            target.chmod(0o644)
+        Path(folder).chmod(0o755)
+        mount = ["-v", f"{folder}:/tls:ro"]
+        return compare(lambda: inside(*container(*mount), tls="/tls"), lambda: inside(*container()), 3)
+
+
+MEASURES: dict[str, Callable[[], Figure]] = {
+    measure.__name__: measure for measure in (rerun, scale, code, hello, memory, overhead, tls)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("measures", nargs="*", metavar="measure", help=", ".join(MEASURES))
+    chosen = parser.parse_args().measures or list(MEASURES)
+    if unknown := [name for name in chosen if name not in MEASURES]:
+        sys.exit(f"no such measure: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
+    figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    for name in chosen:
+        print(f"{name}: {MEASURES[name].__doc__}", flush=True)
+        figures[name] = MEASURES[name]() | {"on": time.strftime("%Y-%m-%d")}
+        print(json.dumps(figures[name], indent=2), flush=True)
+        FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
