@@ -1,0 +1,77 @@
+# Everything that is done on this machine. Real clusters need none of it: ansible-playbook -i inventory/mine site.yml
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export PYTHON
+
+# Networks that inspect TLS: the bundle that image builds must trust. Default: what this machine's own tools use.
+ifndef MUSTER_EXTRA_CA
+MUSTER_EXTRA_CA := $(firstword $(wildcard $(PIP_CERT) $(SSL_CERT_FILE)))
+endif
+export MUSTER_EXTRA_CA
+
+# A local folder of wheels that image builds may use. Default: pip's own find-links where that is a folder.
+ifndef NODE_IMAGE_WHEELHOUSE
+NODE_IMAGE_WHEELHOUSE := $(firstword $(wildcard $(PIP_FIND_LINKS) $(shell pip config get global.find-links 2>/dev/null)))
+endif
+export NODE_IMAGE_WHEELHOUSE
+
+LAB_SERVERS ?=
+LAB_LAPTOPS ?=
+
+.PHONY: help venv machine hosts up site status down lint unit test soak bench requirements
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	echo "  Variables: LAB_SERVERS=6 LAB_LAPTOPS=2 (up, hosts), SCENARIO=ufw KEEP=1 (test), KEEP_IMAGES=1 (down), ROUNDS=5 (soak)"
+
+venv: ## the tools, in .venv, with pinned versions
+	@scripts/bootstrap tools
+
+machine:
+	@scripts/bootstrap
+
+hosts: machine ## the lab's hosts only: containers that run systemd and sshd
+	@scripts/lab size '$(LAB_SERVERS)' '$(LAB_LAPTOPS)'
+	scripts/lab hosts
+
+up: hosts ## the whole cluster on this machine
+	@scripts/lab site
+	scripts/lab summary
+
+status: venv ## one screen: nodes, containers, versions, what is missing
+	@ansible-playbook playbooks/status.yml
+
+down: ## removes the lab without a trace (KEEP_IMAGES=1 keeps the images)
+	@scripts/lab down
+
+lint: venv ## ruff, mypy, yamllint, ansible-lint, syntax
+	@scripts/run_tests.py lint
+
+unit: venv ## the tests that need no container
+	@scripts/run_tests.py unit
+
+test: machine ## lint, unit tests and every Molecule scenario (SCENARIO=ufw: that one only)
+	@scripts/base-images
+	scripts/run_tests.py $(if $(SCENARIO),scenario:$(SCENARIO))
+
+soak: machine ## the cluster scenario again and again (ROUNDS=5)
+	@scripts/base-images
+	for round in $$(seq $${ROUNDS:-5}); do
+	  echo "round $$round of $${ROUNDS:-5}"
+	  scripts/run_tests.py scenario:cluster
+	done
+
+bench: machine ## the figures in bench/, measured on this machine
+	@bench/run
+
+requirements: venv ## pins the newest versions that requirements/*.in allow
+	@for input in requirements/*.in; do
+	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
+	    --custom-compile-command 'make requirements' "$$input" --output-file "$${input%.in}.txt"
+	done
