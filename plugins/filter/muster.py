@@ -1,0 +1,50 @@
+"""The decisions of the muster package as Jinja filters; every error is one line that says what to do."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+# The package stands beside this folder in every clone: no installation needed.
+_ROOT = str(Path(__file__).resolve().parents[2])
+if _ROOT not in sys.path:
+    sys.path.append(_ROOT)
+
+try:
+    from muster import inventory, sizing, treehash
+    from muster.errors import MusterError
+except ImportError as error:
+    raise AnsibleFilterError(
+        f"The muster package cannot be imported ({error}). "
+        f"Fix: run `make venv`, or `pip install -e .` in {_ROOT}."
+    ) from error
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except MusterError as error:
+            raise AnsibleFilterError(str(error)) from None
+
+    return call
+
+
+class FilterModule:
+    """Where Ansible looks for filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Filters by their names in templates."""
+        return {
+            "muster_port_plan": _plain(inventory.port_plan),
+            "muster_firewall_rules": _plain(inventory.firewall_rules),
+            "muster_ray_workers": _plain(sizing.ray_workers),
+            "muster_memory": _plain(sizing.parse_memory),
+            "muster_tree_hash": _plain(treehash.tree_hash),
+        }
