@@ -16,7 +16,7 @@ import pytest
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[3]
-INVENTORY = ROOT / "molecule/cluster/inventory"
+INVENTORY = ["-i", "inventory/lab/groups.yml", "-i", "molecule/cluster/inventory/hosts.yml"]
 HOSTS = {
     "head": "172.30.90.10",
     "server1": "172.30.90.11",
@@ -56,16 +56,18 @@ def until(seconds: float, what: str, probe: Callable[[], T]) -> T:
 
 def play(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run ansible-playbook against this cluster."""
-    environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"))
+    environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), MOLECULE_SCENARIO_NAME="cluster")
     return subprocess.run(
-        ["ansible-playbook", "-i", str(INVENTORY), *arguments],
+        ["ansible-playbook", *INVENTORY, *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
 
 
 def changed(output: str) -> dict[str, int]:
     """Count of changes per host from a play recap."""
-    return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.M)}
+    return {
+        host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.M)
+    }
 
 
 def alive_workers() -> dict[str, float]:
@@ -82,7 +84,9 @@ def alive_workers() -> dict[str, float]:
 def containers(host: str, project: str) -> dict[str, str]:
     """Id of every running container of a Compose project, by its service."""
     form = '{{.Label "com.docker.compose.service"}} {{.ID}}'
-    listing = on(host, "docker", "ps", "--filter", f"label=com.docker.compose.project={project}", "--format", form)
+    listing = on(
+        host, "docker", "ps", "--filter", f"label=com.docker.compose.project={project}", "--format", form
+    )
     return dict(line.split() for line in listing.splitlines())
 
 
@@ -135,10 +139,19 @@ def address6(host: str) -> str:
 @pytest.fixture
 def canary() -> Iterator[int]:
     """A container on server1 that publishes a port the careless way."""
-    image = on("server1", "docker", "inspect", "-f", "{{.Image}}", next(iter(containers("server1", "ray_worker").values())))
+    image = on(
+        "server1",
+        "docker",
+        "inspect",
+        "-f",
+        "{{.Image}}",
+        next(iter(containers("server1", "ray_worker").values())),
+    )
     on("server1", "docker", "run", "-d", "--rm", "--name", "canary", "-p", "9999:9999", "--entrypoint", "python",
        image.strip(), "-m", "http.server", "9999")  # fmt: skip
-    until(30, "the canary answers on its own host", lambda: scan("server1", {"127.0.0.1": [9999]})["127.0.0.1"])
+    until(
+        30, "the canary answers on its own host", lambda: scan("server1", {"127.0.0.1": [9999]})["127.0.0.1"]
+    )
     yield 9999
     on("server1", "docker", "rm", "-f", "canary", check=False)
 
