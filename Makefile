@@ -40,9 +40,9 @@ hosts: machine ## the lab's hosts only: containers that run systemd and sshd
 	@scripts/lab size '$(LAB_SERVERS)' '$(LAB_LAPTOPS)'
 	scripts/lab hosts
 
-up: hosts ## the whole cluster on this machine
-	@scripts/lab site
-	scripts/lab summary
+up: machine ## the whole cluster on this machine
+	@scripts/lab size '$(LAB_SERVERS)' '$(LAB_LAPTOPS)'
+	scripts/lab up
 
 status: venv ## one screen: nodes, containers, versions, what is missing
 	@ansible-playbook playbooks/status.yml
@@ -68,7 +68,7 @@ soak: machine ## the cluster scenario again and again (ROUNDS=5)
 	done
 
 bench: machine ## the figures in bench/, measured on this machine
-	@bench/run
+	@python bench/run.py
 
 requirements: venv ## pins the newest versions that requirements/*.in allow
 	@for input in requirements/*.in; do
