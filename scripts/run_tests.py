@@ -84,7 +84,9 @@ def scenario_checks(names: list[str] | None = None) -> list[Check]:
     for name in names or []:
         if name not in found:
             sys.exit(f"There is no scenario {name!r}. There are: {', '.join(found)}")
-    chosen = names or sorted(found, key=lambda name: (name in ALONE, name not in FIRST, FIRST.index(name) if name in FIRST else 0, name))
+    chosen = names or sorted(
+        found, key=lambda name: (name in ALONE, name not in FIRST, FIRST.index(name) if name in FIRST else 0, name)
+    )
     keep = ["--destroy=never"] if os.environ.get("KEEP") else []
     return [
         Check(
@@ -116,7 +118,9 @@ class Runner:
                 continue
             if not check.alone:
                 return check
-            if not running and unfinished == {other.name for other in self.checks if other.alone and other.state != "done"}:
+            if not running and unfinished == {
+                other.name for other in self.checks if other.alone and other.state != "done"
+            }:
                 return check
         return None
 
@@ -140,7 +144,9 @@ class Runner:
 
     def say_what_runs(self) -> None:
         now = time.monotonic()
-        running = [f"{c.name} ({now - c.seconds:.0f} s)" for c in self.checks if c.state == "running" and now - c.seconds > 55]
+        running = [
+            f"{c.name} ({now - c.seconds:.0f} s)" for c in self.checks if c.state == "running" and now - c.seconds > 55
+        ]
         if running:
             print(f"  ...  running: {', '.join(running)}", flush=True)
 
@@ -160,7 +166,13 @@ class Runner:
         note = ""
         with check.log.open("wb") as log:
             child = subprocess.Popen(
-                check.argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                check.argv,
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             self.children[check.name] = child
             try:
@@ -170,7 +182,15 @@ class Runner:
                 code, note = 1, f"stopped after {check.limit} s"
                 if check.name.startswith("scenario:"):
                     destroy = [*check.argv[:3], "destroy", "-s", check.argv[-1]]
-                    subprocess.run(destroy, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False)
+                    subprocess.run(
+                        destroy,
+                        cwd=ROOT,
+                        env=env,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        check=False,
+                    )
         self.children.pop(check.name, None)
         with self.changed:
             text = check.log.read_text(errors="replace")

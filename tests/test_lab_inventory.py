@@ -1,0 +1,78 @@
+"""The lab's inventory script: sizes, addresses, and messages for people."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "inventory" / "lab" / "hosts.py"
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("lab_hosts", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+lab = load_script()
+
+
+def test_without_a_size_file_there_are_two_servers_and_a_laptop(tmp_path: Path) -> None:
+    assert lab.read_size(tmp_path / "size.json") == {"servers": 2, "laptops": 1}
+
+
+def test_the_size_file_may_name_only_one_of_the_two(tmp_path: Path) -> None:
+    (tmp_path / "size.json").write_text('{"servers": 6}')
+    assert lab.read_size(tmp_path / "size.json") == {"servers": 6, "laptops": 1}
+
+
+@pytest.mark.parametrize("servers", ["many", -1, 91, 2.5])
+def test_a_size_that_cannot_be_is_refused_with_the_range(tmp_path: Path, servers: object) -> None:
+    (tmp_path / "size.json").write_text(json.dumps({"servers": servers}))
+    with pytest.raises(ValueError, match=r"servers is .*; give a number from 0 to 90"):
+        lab.read_size(tmp_path / "size.json")
+
+
+@given(servers=st.integers(0, 90), laptops=st.integers(0, 149))
+def test_every_host_has_an_address_of_its_own_in_the_lab_s_network(servers: int, laptops: int) -> None:
+    hostvars = lab.inventory({"servers": servers, "laptops": laptops})["_meta"]["hostvars"]
+    addresses = [host["ansible_host"] for host in hostvars.values()]
+    assert len(addresses) == 1 + servers + laptops
+    assert len(set(addresses)) == len(addresses)
+    assert all(ip_address(address) in ip_network("172.30.84.0/24") for address in addresses)
+
+
+@given(small=st.integers(0, 89))
+def test_a_larger_lab_moves_nobody(small: int) -> None:
+    before = lab.inventory({"servers": small, "laptops": 1})["_meta"]["hostvars"]
+    after = lab.inventory({"servers": small + 1, "laptops": 2})["_meta"]["hostvars"]
+    assert before.items() <= after.items()
+
+
+def test_ansible_reads_the_whole_of_it() -> None:
+    listing = subprocess.run(
+        [Path(sys.executable).parent / "ansible-inventory", "-i", SCRIPT.parent, "--list"],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    data = json.loads(listing.stdout)
+    assert data["ray_head"]["hosts"] == ["head"]
+    assert data["builder"]["hosts"] == ["controller"]
+    assert set(data["cluster"]["children"]) == {"server", "laptop"}
+    controller = data["_meta"]["hostvars"]["controller"]
+    assert controller["ansible_connection"] == "local"
+    assert controller["ansible_host"] == "172.30.0.1"
