@@ -117,4 +117,5 @@ def _extra_rule(rule: Any, host: ports.Host, peers: Sequence[ports.Host]) -> dic
         "proto": str(rule.get("proto", "tcp")),
         "from": ports.resolve(ports.as_names(rule.get("from", ports.ANY)), host, peers),
         "why": str(rule.get("why") or "from ufw_extra_rules"),
+        **({"route": True} if rule.get("route") else {}),
     }
