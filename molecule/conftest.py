@@ -1,0 +1,30 @@
+"""For the tests of all scenarios: a failing test comes with what its host has to say."""
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+EVIDENCE = {
+    "units that failed": "systemctl --failed --no-legend",
+    "containers": "docker ps --all --format '{{.Names}}: {{.Status}}' 2>/dev/null",
+    "container logs": "for c in $(docker ps -aq 2>/dev/null); do docker logs --tail 15 $c 2>&1; done",
+    "journal": "journalctl --no-pager --lines 30 --priority notice",
+}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    host: Any = getattr(item, "funcargs", {}).get("host")
+    if report.failed and host is not None:
+        for title, command in EVIDENCE.items():
+            try:
+                found = host.run(command)
+            except Exception as error:  # the host may be what failed
+                report.sections.append((title, repr(error)))
+                break
+            text = (found.stdout + found.stderr).strip()
+            if text:
+                report.sections.append((f"{title} of {host.backend.hostname or host.backend}", text))
+    return report
