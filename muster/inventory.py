@@ -104,18 +104,18 @@ def ssh_rule(host: ports.Host, peers: Sequence[ports.Host], variables: Variables
 
 
 def _extra_rule(rule: Any, host: ports.Host, peers: Sequence[ports.Host]) -> dict[str, Any]:
+    """Group names become addresses; the ufw role judges ports and addresses."""
     given = rule.get("ports", rule.get("port")) if isinstance(rule, Mapping) else None
-    pair = [str(port) for port in given] if isinstance(given, list) else str(given).split(":")
-    if not isinstance(rule, Mapping) or not 1 <= len(pair) <= 2 or not all(port.isdigit() for port in pair):
+    if not isinstance(rule, Mapping) or given in (None, "", []):
         raise MusterError(
             f"ufw_extra_rules has the entry {rule!r}",
             fix="write it like {port: 8080, from: [cluster], why: text}",
             host=host.name,
         )
-    return {
-        "ports": ports.as_ports(int(pair[0]), int(pair[-1])),
+    result = {
+        "ports": given if isinstance(given, list) else str(given),
         "proto": str(rule.get("proto", "tcp")),
         "from": ports.resolve(ports.as_names(rule.get("from", ports.ANY)), host, peers),
         "why": str(rule.get("why") or "from ufw_extra_rules"),
-        **({"route": True} if rule.get("route") else {}),
     }
+    return result | ({"route": rule["route"]} if "route" in rule else {})
