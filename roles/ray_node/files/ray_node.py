@@ -83,9 +83,13 @@ def fork_sweeper(root: Path, days: float) -> None:
 
 def start(arguments: list[str]) -> None:
     """Clean up, wait for the head where this is a worker, and become `ray start`."""
-    root = Path(os.environ["MUSTER_RAY_TEMP"])
+    data = Path(os.environ["RAY_TMPDIR"])
+    root, spill = data / "ray", data / "spill"
     days = float(os.environ["MUSTER_RAY_LOG_DAYS"])
-    prepare(root, Path(os.environ["MUSTER_RAY_SPILL"]), int(os.environ["MUSTER_RAY_SESSIONS"]), days)
+    # Here and not on the host: Ray opens its own directory to everyone, the one around it stays closed.
+    for path in (root, spill, *([data / "gcs"] if "--head" in arguments else [])):
+        path.mkdir(exist_ok=True)
+    prepare(root, spill, int(os.environ["MUSTER_RAY_SESSIONS"]), days)
     for argument in arguments:
         if argument.startswith("--address="):
             wait_for(argument.removeprefix("--address="))
