@@ -37,11 +37,27 @@ def test_the_size_file_may_name_only_one_of_the_two(tmp_path: Path) -> None:
     assert lab.read_size(tmp_path / "size.json") == {"servers": 6, "laptops": 1}
 
 
-@pytest.mark.parametrize("servers", ["many", -1, 91, 2.5])
+@pytest.mark.parametrize("servers", ["many", -1, 91, 2.5, True])
 def test_a_size_that_cannot_be_is_refused_with_the_range(tmp_path: Path, servers: object) -> None:
     (tmp_path / "size.json").write_text(json.dumps({"servers": servers}))
-    with pytest.raises(ValueError, match=r"servers is .*; give a number from 0 to 90"):
+    with pytest.raises(ValueError, match=r"number of servers is .*; give one from 0 to 90"):
         lab.read_size(tmp_path / "size.json")
+
+
+def test_a_new_size_is_kept_and_an_empty_value_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / ".lab" / "size.json"
+    lab.resize(["servers=6", "laptops="], path)
+    lab.resize(["servers=", "laptops=3"], path)
+    assert lab.read_size(path) == {"servers": 6, "laptops": 3}
+
+
+@pytest.mark.parametrize("change", ["servers=many", "servers=91", "servers=-1", "printers=2"])
+def test_a_bad_new_size_is_refused_and_the_old_one_stays(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "size.json"
+    lab.resize(["servers=6"], path)
+    with pytest.raises(ValueError, match=r"servers"):
+        lab.resize([change], path)
+    assert lab.read_size(path)["servers"] == 6
 
 
 @given(servers=st.integers(0, 90), laptops=st.integers(0, 149))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The lab's hosts: an inventory script. Sizes come from .lab/size.json, which `make up LAB_SERVERS=6` writes."""
+"""The lab's hosts: an inventory script. `hosts.py --resize servers=6 laptops=2` changes how many there are."""
 
 import json
 import sys
@@ -11,20 +11,34 @@ DEFAULT_SIZE = {"servers": 2, "laptops": 1}
 SUBNET = "172.30.84"
 FIRST_SERVER, FIRST_LAPTOP = 11, 101
 LIMITS = {"servers": FIRST_LAPTOP - FIRST_SERVER, "laptops": 250 - FIRST_LAPTOP}
+
 # Small on purpose: all hosts of the lab share one machine, which may have two cores.
 HEAD = {"ray_workers": 0}
 WORKERS = {"ray_worker_cpus": 1, "ray_worker_memory": "2G"}
 
 
+def check_size(size: dict[str, Any]) -> dict[str, int]:
+    """The size itself, or a ValueError with a message for people."""
+    for what, value in size.items():
+        if what not in LIMITS:
+            raise ValueError(f"the lab has no {what!r}; it has {' and '.join(LIMITS)}")
+        if type(value) is not int or not 0 <= value <= LIMITS[what]:
+            raise ValueError(f"the number of {what} is {value!r}; give one from 0 to {LIMITS[what]}")
+    return size
+
+
 def read_size(path: Path = SIZE_FILE) -> dict[str, int]:
-    """How many servers and laptops the lab has; raises ValueError with a message for people."""
-    size = dict(DEFAULT_SIZE)
-    if path.exists():
-        size.update(json.loads(path.read_text()))
-    for what, limit in LIMITS.items():
-        if not isinstance(size[what], int) or not 0 <= size[what] <= limit:
-            raise ValueError(f"{path}: {what} is {size[what]!r}; give a number from 0 to {limit}")
-    return {what: size[what] for what in LIMITS}
+    """How many servers and laptops the lab has."""
+    return check_size({**DEFAULT_SIZE, **(json.loads(path.read_text()) if path.exists() else {})})
+
+
+def resize(changes: list[str], path: Path = SIZE_FILE) -> None:
+    """Keep a new size for this and later runs; an empty value (`servers=`) changes nothing."""
+    pairs = [change.partition("=") for change in changes]
+    wanted = {what: int(value) if value.isdecimal() else value for what, _, value in pairs if value}
+    size = check_size({**read_size(path), **wanted})
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(size) + "\n")
 
 
 def inventory(size: dict[str, int]) -> dict[str, Any]:
@@ -48,6 +62,9 @@ def inventory(size: dict[str, int]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(inventory(read_size()), indent=2))
-    except (ValueError, json.JSONDecodeError) as error:
+        if sys.argv[1:2] == ["--resize"]:
+            resize(sys.argv[2:])
+        else:
+            print(json.dumps(inventory(read_size()), indent=2))
+    except ValueError as error:
         sys.exit(f"inventory/lab/hosts.py: {error}")
