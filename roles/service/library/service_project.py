@@ -28,6 +28,7 @@ options:
   compose: {description: Text of the Compose file., type: str}
   files: {description: Files beside it as name to content. Readable by the group alone., type: dict, default: {}}
   directories: {description: Data directories that belong to the group., type: list, elements: path, default: []}
+  data_root: {description: Directory whose subdirectories are all in C(directories)., type: path}
   watch: {description: Files of others that the containers read only when they start., type: list, elements: path,
     default: []}
   gid: {description: Group of the files and the directories., type: int, default: 0}
@@ -37,6 +38,7 @@ options:
 RETURN = r"""
 deploy: {description: Whether Compose has work to do., type: bool}
 reason: {description: Why it has., type: str}
+stale: {description: Subdirectories of C(data_root) that nothing uses once Compose has done its work., type: list}
 """
 
 EXAMPLES = r"""
@@ -186,6 +188,13 @@ class Project:
         reason = self.difference()
         return {"deploy": bool(reason), "reason": reason}
 
+    def stale(self) -> list[str]:
+        root = self.module.params["data_root"]
+        if not root or not Path(root).is_dir():
+            return []
+        wanted = {Path(path) for path in self.module.params["directories"]}
+        return [str(path) for path in sorted(Path(root).iterdir()) if path not in wanted]
+
     def absent(self) -> dict[str, Any]:
         running = bool(self.containers())
         if self.path.is_dir() and not running:
@@ -204,6 +213,7 @@ def main() -> None:
             "compose": {"type": "str"},
             "files": {"type": "dict", "default": {}, "no_log": True},
             "directories": {"type": "list", "elements": "path", "default": []},
+            "data_root": {"type": "path"},
             "watch": {"type": "list", "elements": "path", "default": []},
             "gid": {"type": "int", "default": 0},
             "uid": {"type": "int", "default": 0},
@@ -213,8 +223,10 @@ def main() -> None:
     )
     project = Project(module)
     result = project.present() if module.params["state"] == "present" else project.absent()
+    stale = project.stale()
     module.exit_json(
-        changed=project.changed or result["deploy"],
+        changed=project.changed or result["deploy"] or bool(stale),
+        stale=stale,
         diff={"before": "\n".join(project.before), "after": "\n".join(project.after)},
         **result,
     )

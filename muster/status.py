@@ -1,0 +1,104 @@
+"""One screen that says what runs where, and what is missing against the inventory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+GIB = 2**30
+COLUMNS = ("node", "ray", "cpus", "memory", "objects", "container", "image")
+
+
+def containers(listing: str) -> dict[str, dict[str, str]]:
+    """Containers of one host by `project/service`, from lines of `docker ps --format json`."""
+    found = {}
+    for line in listing.splitlines():
+        item = json.loads(line)
+        labels = dict(part.split("=", 1) for part in item.get("Labels", "").split(",") if "=" in part)
+        project, service = labels.get("com.docker.compose.project"), labels.get("com.docker.compose.service")
+        found[f"{project}/{service}" if project else item["Names"]] = {
+            "status": item["Status"],
+            "image": item["Image"].rsplit("/", 1)[-1],
+        }
+    return found
+
+
+def columns(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Rows as lines with aligned columns."""
+    table = [list(map(str, row)) for row in rows]
+    widths = [max(len(row[index]) for row in table) for index in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def status(
+    planned: Mapping[str, Sequence[str]],
+    hosts: Mapping[str, str | None],
+    ray: Mapping[str, Any] | None,
+    may_sleep: Sequence[str] = (),
+) -> str:
+    """The screen.
+
+    planned: names of the Ray nodes of each host; hosts: what `docker ps` said there, None when it was not reached;
+    ray: what `python -m ray_jobs.nodes` said, None when the head did not answer.
+    """
+    alive = {node["name"]: node for node in (ray or {}).get("nodes", []) if node["state"] == "alive"}
+    there = {host: containers(listing) for host, listing in hosts.items() if listing is not None}
+    names = [f"{host}/{node}" for host, nodes in planned.items() for node in nodes]
+    rows: list[Sequence[str]] = [COLUMNS]
+    missing = []
+    for name in names:
+        host, node = name.split("/", 1)
+        project = "ray_head" if node == "head" else "ray_worker"
+        container = there.get(host, {}).get(f"{project}/{node}", {})
+        rows.append(_row(name, alive.get(name), container, reached=host in there))
+        if name not in alive:
+            missing.append(_reason(name, host, container, host in there, host in may_sleep, ray is not None))
+    rows += [_row(name, alive[name], {}, reached=True) for name in sorted(set(alive) - set(names))]
+    others = [
+        (host, name, item["status"], item["image"])
+        for host, items in there.items()
+        for name, item in items.items()
+        if not name.startswith(("ray_head/", "ray_worker/"))
+    ]
+    lines = [_summary(alive, names, ray), "", *columns(rows)]
+    if others:
+        lines += ["", *columns([("host", "other containers", "state", "image"), *others])]
+    lines += [""] if missing or set(alive) - set(names) else []
+    lines += missing
+    lines += [f"not planned: {name}: run site.yml --tags ray" for name in sorted(set(alive) - set(names))]
+    away = [host for host in hosts if hosts[host] is None and not planned.get(host)]
+    lines += [f"away: {host}" for host in away]
+    return "\n".join(lines)
+
+
+def _summary(alive: Mapping[str, Any], names: Sequence[str], ray: Mapping[str, Any] | None) -> str:
+    if ray is None:
+        return "The head does not answer: see `docker compose logs` in ray_head on its host."
+    nodes = alive.values()
+    cpus, gpus = sum(node["cpus"] for node in nodes), sum(node["gpus"] for node in nodes)
+    memory = sum(node["memory"] for node in nodes) / GIB
+    objects = sum(node["object_store"] for node in nodes) / GIB
+    text = f"Ray {ray['version']}: {len(set(names) & set(alive))} of {len(names)} planned nodes are alive; {cpus:g} CPUs, "
+    return text + (f"{gpus:g} GPUs, " if gpus else "") + f"{memory:.1f} GiB for tasks, {objects:.1f} GiB for objects"
+
+
+def _row(name: str, node: Mapping[str, Any] | None, container: Mapping[str, str], *, reached: bool) -> list[str]:
+    state = "alive" if node else "missing"
+    sizes = ["-", "-", "-"]
+    if node:
+        sizes = [f"{node['cpus']:g}", f"{node['memory'] / GIB:.1f}G", f"{node['object_store'] / GIB:.1f}G"]
+    unknown = "none" if reached else "host away"
+    return [name, state, *sizes, container.get("status", unknown), container.get("image", "-")]
+
+
+def _reason(
+    name: str, host: str, container: Mapping[str, str], reached: bool, may_sleep: bool, head_answers: bool
+) -> str:
+    if not reached:
+        return f"missing: {name}: {host} does not answer" + (", as laptops do" if may_sleep else " to SSH")
+    if not container:
+        return f"missing: {name}: it has no container: run site.yml --tags ray --limit {host}"
+    if not head_answers:
+        return f"missing: {name}: its container says {container['status']}, the head says nothing"
+    return f"missing: {name}: its container says {container['status']}: see `docker compose logs` on {host}"
