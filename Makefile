@@ -28,7 +28,7 @@ LAB_LAPTOPS ?=
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	echo "  Variables: LAB_SERVERS=6 LAB_LAPTOPS=2 (up, hosts), SCENARIO=ufw KEEP=1 (test), KEEP_IMAGES=1 (down), ROUNDS=5 (soak)"
+	echo "  Variables: LAB_SERVERS=6 LAB_LAPTOPS=2 (up, hosts), ARGS='-e node_image_profile=core' (up), SCENARIO=ufw KEEP=1 (test), KEEP_IMAGES=1 (down), ROUNDS=5 (soak)"
 
 venv: ## the tools, in .venv, with pinned versions
 	@scripts/bootstrap tools
@@ -42,7 +42,7 @@ hosts: machine ## the lab's hosts only: containers that run systemd and sshd
 
 up: machine ## the whole cluster on this machine
 	@scripts/lab size '$(LAB_SERVERS)' '$(LAB_LAPTOPS)'
-	scripts/lab up
+	scripts/lab up $(ARGS)
 
 status: venv ## one screen: nodes, containers, versions, what is missing
 	@ansible-playbook playbooks/status.yml
