@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from muster import ports, sizing
@@ -38,6 +38,19 @@ def groups_of(groups: Mapping[str, Sequence[str]]) -> dict[str, frozenset[str]]:
     return {name: frozenset(names) for name, names in found.items()}
 
 
+def is_true(given: Any) -> bool:
+    """Ansible's idea of true, also for text from the command line."""
+    return str(given).strip().lower() in ("true", "yes", "on", "1", "y", "t")
+
+
+def worker_spec(variables: Variables, groups: Collection[str]) -> Any:
+    """`ray_workers` of a host; where it is absent a laptop runs none, unless ray_on_laptop says so."""
+    spec = value(variables, "ray_workers")
+    if spec is None and "laptop" in groups and not is_true(value(variables, "ray_on_laptop", False)):
+        return 0
+    return spec
+
+
 def read_host(
     name: str,
     hostvars: Mapping[str, Variables],
@@ -47,12 +60,13 @@ def read_host(
     """All that the plan needs of a host whose own ports are planned."""
     variables = hostvars[name]
     worker_ports = value(variables, "ray_worker_ports")
+    member = groups_of(groups).get(name, frozenset())
     wanted = {entry.sources_variable for entry in ports.read_table(table).values()} - {""}
     return ports.Host(
         name=name,
         address=address(name, variables),
-        groups=groups_of(groups).get(name, frozenset()),
-        workers=sizing.count(value(variables, "ray_workers"), host=name),
+        groups=member,
+        workers=sizing.count(worker_spec(variables, member), host=name),
         worker_ports=None
         if worker_ports is None
         else sizing.parse_count(worker_ports, what="ray_worker_ports", host=name),
@@ -62,9 +76,7 @@ def read_host(
 
 def read_peers(hostvars: Mapping[str, Variables], groups: Mapping[str, Sequence[str]]) -> list[ports.Host]:
     """Every host as the others see it: an address and its groups."""
-    return [
-        ports.Host(name, address(name, hostvars[name]), member) for name, member in groups_of(groups).items()
-    ]
+    return [ports.Host(name, address(name, hostvars[name]), member) for name, member in groups_of(groups).items()]
 
 
 def port_plan(
@@ -75,9 +87,7 @@ def port_plan(
 ) -> dict[str, dict[str, Any]]:
     """The ports of all hosts, or of those named, as plain values."""
     names = groups_of(groups) if hosts is None else [hosts] if isinstance(hosts, str) else hosts
-    return {
-        name: ports.plan_host(table, read_host(name, hostvars, groups, table)).as_dict() for name in names
-    }
+    return {name: ports.plan_host(table, read_host(name, hostvars, groups, table)).as_dict() for name in names}
 
 
 def firewall_rules(

@@ -89,9 +89,7 @@ def plan_host(table: Mapping[str, Any], host: Host) -> HostPlan:
     """The ports of one host; refuses a plan in which two things share a port."""
     entries = read_table(table)
     services = {
-        name: entry
-        for name, entry in entries.items()
-        if name != RAY_NODE and host.groups.intersection(entry.at)
+        name: entry for name, entry in entries.items() if name != RAY_NODE and host.groups.intersection(entry.at)
     }
     ray = entries.get(RAY_NODE)
     nodes = tuple(_ray_nodes(ray, host)) if ray else ()

@@ -39,9 +39,7 @@ def parse_memory(value: object, *, what: str = "memory", host: str = "") -> int:
     text = str(value).strip().lower()
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text)
     if match is None or isinstance(value, bool):
-        raise MusterError(
-            f"{what} is {value!r}, which is not a size", fix="write it like 6G or 512M", host=host
-        )
+        raise MusterError(f"{what} is {value!r}, which is not a size", fix="write it like 6G or 512M", host=host)
     size = int(float(match[1]) * UNITS.get(match[2], 1))
     if 0 < size < MIB:
         raise MusterError(f"{what} is {value!r}, less than 1 MiB", fix="give a unit, like 6G", host=host)
@@ -59,9 +57,7 @@ def parse_count(value: object, *, what: str, host: str = "") -> int:
     if isinstance(value, float) and value.is_integer():
         text = str(int(value))
     if isinstance(value, bool) or not re.fullmatch(r"\d+", text):
-        raise MusterError(
-            f"{what} is {value!r}, which is not a whole number", fix="write it like 4", host=host
-        )
+        raise MusterError(f"{what} is {value!r}, which is not a whole number", fix="write it like 4", host=host)
     return int(text)
 
 
@@ -137,9 +133,7 @@ def ray_workers(
             if entry.get(key) in (None, "") and default not in (None, ""):
                 entry[key] = default
 
-    cpu_list = _cpus(
-        wanted, total_cpus, parse_count(reserve_cpus or 0, what="reserved CPUs", host=host), host
-    )
+    cpu_list = _cpus(wanted, total_cpus, parse_count(reserve_cpus or 0, what="reserved CPUs", host=host), host)
     memory_list = _memory(wanted, total_memory, reserve(reserve_memory, host=host), host)
     gpu_list = [parse_count(entry.get("gpus") or 0, what="gpus", host=host) for entry in wanted]
     if host_gpus is not None and sum(gpu_list) > parse_count(host_gpus, what="the host's GPUs", host=host):
@@ -164,12 +158,14 @@ def ray_workers(
                 gpus=gpu_list[index],
                 gpu_ids=list(range(first_gpu, first_gpu + gpu_list[index])),
                 labels={str(k): str(v) for k, v in {**(labels or {}), **(entry.get("labels") or {})}.items()},
-                resources={
-                    str(k): v for k, v in {**(resources or {}), **(entry.get("resources") or {})}.items()
-                },
+                resources={str(k): v for k, v in {**(resources or {}), **(entry.get("resources") or {})}.items()},
             )
         )
     return workers
+
+
+def _workers(result: Sequence[int]) -> str:
+    return "1 worker asks" if len(result) == 1 else f"{len(result)} workers ask"
 
 
 def _cpus(wanted: list[dict[str, Any]], total: int, kept: int, host: str) -> list[int]:
@@ -181,7 +177,7 @@ def _cpus(wanted: list[dict[str, Any]], total: int, kept: int, host: str) -> lis
     result = [given.get(i, share) for i in range(len(wanted))]
     if sum(result) > total:
         raise MusterError(
-            f"{len(result)} workers ask for {sum(result)} CPUs, the host has {total}",
+            f"{_workers(result)} for {sum(result)} CPUs, the host has {total}",
             fix="lower ray_workers or ray_worker_cpus",
             host=host,
         )
@@ -200,7 +196,7 @@ def _memory(wanted: list[dict[str, Any]], total: int, kept: int, host: str) -> l
     result = [given.get(i, share) for i in range(len(wanted))]
     if sum(result) > free:
         raise MusterError(
-            f"{len(result)} workers ask for {human(sum(result))} of memory, "
+            f"{_workers(result)} for {human(sum(result))} of memory, "
             f"the host has {human(total)} and keeps {human(kept)} for itself",
             fix="lower ray_workers or ray_worker_memory, or ray_reserve_memory",
             host=host,

@@ -16,12 +16,11 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 try:
-    from muster import inventory, sizing, treehash
+    from muster import inventory, preflight, sizing, treehash
     from muster.errors import MusterError
 except ImportError as error:
     raise AnsibleFilterError(
-        f"The muster package cannot be imported ({error}). "
-        f"Fix: run `make venv`, or `pip install -e .` in {_ROOT}."
+        f"The muster package cannot be imported ({error}). Fix: run `make venv`, or `pip install -e .` in {_ROOT}."
     ) from error
 
 
@@ -47,4 +46,9 @@ class FilterModule:
             "muster_ray_workers": _plain(sizing.ray_workers),
             "muster_memory": _plain(sizing.parse_memory),
             "muster_tree_hash": _plain(treehash.tree_hash),
+            "muster_inventory_problems": _plain(preflight.inventory_problems),
+            "muster_host_problems": _plain(preflight.host_problems),
+            "muster_verdict": preflight.verdict,
+            "muster_hardware": _plain(preflight.hardware_report),
+            "muster_ray_doors": _plain(preflight.ray_doors),
         }

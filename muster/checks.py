@@ -1,0 +1,254 @@
+"""What can be wrong with an inventory, found before any host is contacted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from muster import inventory, ports, sizing
+from muster.errors import MusterError
+from muster.known import CONNECTION, Known
+from muster.problems import COMMAND_LINE, INVENTORY, Problem, meant
+
+SECRET = re.compile(r"_(token|password|passphrase|secret)$")
+SHORTEST_SECRET = 16
+WEAK_SECRETS = ("changeme", "change_me", "password", "passw0rd", "secret", "admin", "letmein", "default", "muster")
+Validate = Callable[[Mapping[str, Any], Any], str]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """An inventory as Ansible sees it: values are templated when read, `raw` holds them as they are written."""
+
+    hostvars: Mapping[str, Mapping[str, Any]]
+    groups: Mapping[str, Sequence[str]]
+    known: Known
+    raw: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    extra: Collection[str] = ()
+    own: Collection[str] = ()
+
+    def members(self, group: str) -> list[str]:
+        """Hosts of a group; none when there is no such group."""
+        return [str(host) for host in self.groups.get(group, ())]
+
+    @property
+    def managed(self) -> list[str]:
+        """Hosts that Muster sets up, and the builder."""
+        return list(dict.fromkeys([*self.members("cluster"), *self.members("builder")]))
+
+    def overridden(self, host: str) -> Iterator[tuple[str, Any]]:
+        """Variables that the inventory or -e sets, beside or against the repository's own values."""
+        nothing = object()
+        for name, written in self.raw.get(host, {}).items():
+            if self.known.defaults.get(name, nothing) != written:
+                yield str(name), written
+
+
+def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list[Problem]:
+    """Every mistake that the inventory alone gives away."""
+    found: list[Problem] = [
+        *_groups(inv),
+        *_unknown(inv),
+        *_addresses(inv),
+        *_table_groups(inv),
+        *_plans(inv),
+        *_ssh(inv),
+        *_declared_sizes(inv),
+        *_secrets(inv),
+    ]
+    if validate:
+        found += _types(inv, validate)
+    return found
+
+
+def _groups(inv: Inventory) -> Iterator[Problem]:
+    heads = inv.members("ray_head")
+    if not heads:
+        yield Problem(INVENTORY, "the group ray_head is empty", "put exactly one server into ray_head")
+    if len(heads) > 1:
+        yield Problem(
+            INVENTORY, f"ray_head has {len(heads)} hosts: {', '.join(heads)}", "leave one of them in ray_head"
+        )
+    laptops = inv.members("laptop")
+    for host in laptops:
+        if host in inv.members("server"):
+            yield Problem(host, "is a server and a laptop", "take it out of one of the groups server and laptop")
+    for host in heads:
+        if host in laptops:
+            yield Problem(host, "is Ray's head and a laptop", "make a host the head that is always on")
+        elif inv.members("cluster") and host not in inv.members("cluster"):
+            yield Problem(host, "is Ray's head, but not in the cluster", "add it to the group server")
+    if not inv.members("cluster"):
+        yield Problem(INVENTORY, "there is no host in the groups server and laptop", "add the machines to server")
+    registry = inventory.value(inv.hostvars[inv.managed[0]], "muster_registry", "") if inv.managed else ""
+    if not inv.members("builder") and not registry:
+        yield Problem(
+            INVENTORY,
+            "the group builder is empty and muster_registry is not set, so nobody can serve the images",
+            "put one host into builder (the head will do), or set muster_registry to a registry of your own",
+        )
+
+
+def _unknown(inv: Inventory) -> Iterator[Problem]:
+    candidates = inv.known.names | CONNECTION
+    for name in inv.extra:
+        if not inv.known.has(name) and name not in inv.own:
+            yield Problem(COMMAND_LINE, f"the variable {name} is unknown", _spelling(name, candidates))
+    for host in inv.managed:
+        for name in inv.raw.get(host, ()):
+            if not inv.known.has(name) and name not in inv.own and name not in inv.extra:
+                yield Problem(host, f"the variable {name} is unknown", _spelling(name, candidates))
+
+
+def _spelling(name: str, candidates: Collection[str]) -> str:
+    close = meant(name, candidates)
+    hint = f"write {close}" if close else "remove it"
+    return f"{hint}, or name it in preflight_own_variables if it is yours"
+
+
+def _addresses(inv: Inventory) -> Iterator[Problem]:
+    owner: dict[str, str] = {}
+    for host in inv.managed:
+        try:
+            address = inventory.address(host, inv.hostvars[host])
+        except MusterError as error:
+            yield Problem.of(error)
+            continue
+        except Exception as error:
+            yield Problem(host, f"muster_address cannot be read: {_short(error)}", "set ansible_host to its IP address")
+            continue
+        if address in owner:
+            yield Problem(
+                host, f"has the address {address}, which is {owner[address]}'s", "give every host its own ansible_host"
+            )
+        owner.setdefault(address, host)
+
+
+def _table_groups(inv: Inventory) -> Iterator[Problem]:
+    if not inv.managed:
+        return
+    try:
+        table = ports.read_table(inv.hostvars[inv.managed[0]]["muster_ports"])
+    except (KeyError, MusterError):
+        return
+    for entry in table.values():
+        for name in (*entry.at, *entry.sources):
+            if name != ports.ANY and not ports.is_network(name) and name not in inv.groups:
+                close = meant(name, inv.groups)
+                yield Problem(
+                    INVENTORY,
+                    f"muster_ports: {entry.name} names the group {name}, which does not exist",
+                    f"write {close}" if close else "name it in groups.yml, or take it out",
+                )
+
+
+def _plans(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.managed:
+        try:
+            table = inv.hostvars[host].get("muster_ports", {})
+            ports.plan_host(table, inventory.read_host(host, inv.hostvars, inv.groups, table))
+        except MusterError as error:
+            if "address" not in error.problem:
+                yield Problem.of(error)
+        except Exception as error:
+            yield Problem(host, f"its ports cannot be planned: {_short(error)}", "correct the variable that it names")
+
+
+def _ssh(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.members("ufw"):
+        if "ufw_ssh_networks" not in inv.raw.get(host, {}):
+            continue
+        networks = ports.as_names(inv.hostvars[host]["ufw_ssh_networks"])
+        if not networks:
+            yield Problem(
+                host, "ufw_ssh_networks is empty, which would shut out SSH", "name the networks you administer from"
+            )
+        for name in networks:
+            if name != ports.ANY and not ports.is_network(name) and name not in inv.groups:
+                yield Problem(
+                    host, f"ufw_ssh_networks has {name!r}, which is no network", "write it like 10.0.0.0/24, or any"
+                )
+
+
+def worker_sizes(
+    host: str, variables: Mapping[str, Any], groups: Mapping[str, Sequence[str]], size: Mapping[str, Any]
+) -> list[sizing.Worker]:
+    """The workers of a host of the given size (cpus, memory_mb, gpus), as the ray_worker role sizes them."""
+    member = inventory.groups_of(groups).get(host, frozenset())
+    kept = [inventory.value(variables, "ray_reserve_memory", 0)]
+    if "ray_head" in member:
+        kept.append(inventory.value(variables, "ray_head_memory", 0))
+    if "ray_worker" not in member:
+        return []
+    return sizing.ray_workers(
+        inventory.worker_spec(variables, member),
+        host=host,
+        host_cpus=size["cpus"],
+        host_memory_mb=size["memory_mb"],
+        host_gpus=size.get("gpus"),
+        cpus=inventory.value(variables, "ray_worker_cpus"),
+        memory=inventory.value(variables, "ray_worker_memory"),
+        gpus=inventory.value(variables, "ray_worker_gpus", 0),
+        reserve_cpus=inventory.value(variables, "ray_reserve_cpus", 0),
+        reserve_memory=kept,
+    )
+
+
+def _declared_sizes(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.members("cluster"):
+        variables = inv.hostvars[host]
+        cpus, memory = (inventory.value(variables, name) for name in ("muster_cpus", "muster_memory"))
+        if cpus is None or memory is None:
+            continue
+        try:
+            memory_mb = sizing.parse_memory(memory, what="muster_memory", host=host) // sizing.MIB
+            size = {"cpus": cpus, "memory_mb": memory_mb, "gpus": inventory.value(variables, "muster_gpus")}
+            worker_sizes(host, variables, inv.groups, size)
+        except MusterError as error:
+            yield Problem.of(error)
+
+
+def _secrets(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.managed:
+        for name, _ in inv.overridden(host):
+            if not SECRET.search(name) or name.startswith("ansible_"):
+                continue
+            value = str(inv.hostvars[host][name])
+            if len(value) < SHORTEST_SECRET or any(weak in value.lower() for weak in WEAK_SECRETS):
+                yield Problem(
+                    COMMAND_LINE if name in inv.extra else host,
+                    f"{name} is weak: a known default, or shorter than {SHORTEST_SECRET} characters",
+                    "remove it and let the first run generate one, or make a long random one",
+                )
+
+
+def _types(inv: Inventory, validate: Validate) -> Iterator[Problem]:
+    for host in inv.managed:
+        for name, written in inv.overridden(host):
+            option = inv.known.options.get(name)
+            if option is None:
+                continue
+            try:
+                value = inv.hostvars[host][name]
+            except Exception as error:
+                # What is made of facts cannot be judged before there are any.
+                if "ansible_facts" not in f"{written} {error}":
+                    yield Problem(host, f"{name} cannot be read: {_short(error)}", "correct its template")
+                continue
+            wrong = validate(option, value)
+            if wrong:
+                shown = "" if SECRET.search(name) else f" {value!r}"
+                where = COMMAND_LINE if name in inv.extra else host
+                yield Problem(where, f"{name}{shown} is not valid: {wrong}", _expected(option))
+
+
+def _expected(option: Mapping[str, Any]) -> str:
+    if option.get("choices"):
+        return f"use one of {', '.join(map(str, option['choices']))}"
+    return f"give a value of type {option.get('type', 'str')}"
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split("\n")[0].split())
