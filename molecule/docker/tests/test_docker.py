@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
-from canary import IMAGE, canary, canary_image, on, until  # noqa: E402
+from canary import IMAGE, canary, canary_image, on, until
 
 HOST, BOOKWORM = "docker-server1", "docker-bookworm"
 PROJECT = f"""
@@ -49,8 +49,8 @@ def test_compose_is_version_2_and_runs_a_project() -> None:
 
 
 def test_a_chatty_container_does_not_fill_the_disk() -> None:
-    line, lines = "x" * 1000, 45_000
-    canary(HOST, "--rm", command=("python3", "-c", f"for _ in range({lines}): print('{line}')\ninput()"), name="chatty")
+    code = "import signal\nfor _ in range(45_000): print('x' * 1000)\nsignal.pause()"
+    canary(HOST, command=("python3", "-u", "-c", code), name="chatty")
     try:
         path = Path(on(HOST, "docker", "inspect", "-f", "{{.LogPath}}", "chatty").strip())
         sizes = until(60, "the log was rotated", lambda: rotated(path.parent))
@@ -67,7 +67,7 @@ def rotated(folder: Path) -> list[int]:
 
 
 def test_a_container_cannot_take_more_memory_than_it_was_given() -> None:
-    canary(HOST, "--memory", "64m", command=("python3", "-c", "x = bytearray(300_000_000); input()"), name="greedy")
+    canary(HOST, "--memory", "64m", command=("python3", "-c", "x = bytearray(300_000_000)"), name="greedy")
     state = until(30, "the container ended", lambda: ended("greedy"))
     assert state["ExitCode"] == 137, state
 
@@ -98,8 +98,6 @@ def test_the_engine_starts_with_the_host() -> None:
 
 
 def test_bookworm_takes_the_engine_from_the_mirror_that_it_was_given() -> None:
-    targets = on(BOOKWORM, "apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT) $(SIGNED_BY)", "Created-By: Packages")
-    ours = [line for line in targets.splitlines() if "mirror.invalid" in line]
-    assert ours and all("/docker/debian bookworm stable" in line for line in ours), targets
-    assert all("BEGIN PGP" in line or ".asc" in line or "PGP" in targets for line in ours), targets
+    wanted = on(BOOKWORM, "apt-get", "update", "--print-uris")
+    assert "'http://mirror.invalid/docker/debian/dists/bookworm/InRelease'" in wanted
     assert on(BOOKWORM, "sh", "-c", "command -v dockerd", check=False) == ""

@@ -111,10 +111,7 @@ def services() -> Iterator[None]:
 def seen_from_outside(host: str) -> dict[str, list[int]]:
     """What answers the stranger, of all well-known ports and of those where something listens."""
     ports = [*range(1, 1025), *LISTEN, PUBLISHED, ROUTED]
-    return {
-        address: scan("stranger", address, ports, wait=2.0)
-        for address in (ADDRESSES[host], ADDRESSES6[host])
-    }
+    return {address: scan("stranger", address, ports, wait=2.0) for address in (ADDRESSES[host], ADDRESSES6[host])}
 
 
 @pytest.mark.parametrize("host", SERVERS)

@@ -26,9 +26,7 @@ def _span(ports: str) -> tuple[int, int]:
 def _ports(value: Any, where: str) -> str:
     text = str(value).strip().replace("-", ":")
     if not PORTS.match(text) or not 0 < _span(text)[0] <= _span(text)[1] < 65536:
-        raise AnsibleFilterError(
-            f"{where}: {value!r} is no port, write 1 to 65535 or a range such as 20000:20255"
-        )
+        raise AnsibleFilterError(f"{where}: {value!r} is no port, write 1 to 65535 or a range such as 20000:20255")
     first, last = _span(text)
     return str(first) if first == last else f"{first}:{last}"
 
