@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ def validate(option: Mapping[str, Any], value: Any) -> str:
     """Why a value does not fit its option of an argument spec; empty when it does."""
     spec = {"value": _spec({**option, "required": False})}
     messages = ArgumentSpecValidator(spec).validate({"value": value}).error_messages
-    return " ".join(str(messages[0]).split()) if messages else ""
+    if not messages:
+        return ""
+    message = " ".join(str(messages[0]).split())
+    converted = re.search(r"unable to convert to (\w+)", message)
+    return f"it cannot be read as {converted[1]}" if converted else message.replace("value of value", "it")
 
 
 def _spec(option: Mapping[str, Any]) -> dict[str, Any]:
