@@ -79,8 +79,11 @@ def _summary(alive: Mapping[str, Any], names: Sequence[str], ray: Mapping[str, A
     cpus, gpus = sum(node["cpus"] for node in nodes), sum(node["gpus"] for node in nodes)
     memory = sum(node["memory"] for node in nodes) / GIB
     objects = sum(node["object_store"] for node in nodes) / GIB
-    text = f"Ray {ray['version']}: {len(set(names) & set(alive))} of {len(names)} planned nodes are alive; {cpus:g} CPUs, "
-    return text + (f"{gpus:g} GPUs, " if gpus else "") + f"{memory:.1f} GiB for tasks, {objects:.1f} GiB for objects"
+    return (
+        f"Ray {ray['version']}: {len(set(names) & set(alive))} of {len(names)} planned nodes are alive; {cpus:g} CPUs, "
+        + (f"{gpus:g} GPUs, " if gpus else "")
+        + f"{memory:.1f} GiB for tasks, {objects:.1f} GiB for objects"
+    )
 
 
 def _row(name: str, node: Mapping[str, Any] | None, container: Mapping[str, str], *, reached: bool) -> list[str]:

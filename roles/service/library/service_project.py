@@ -112,10 +112,19 @@ class Project:
             candidate.write_text(compose)
             (Path(scratch) / ".env").write_text(environment)
             code, _, error = self.run(
-                self.docker, "compose", "--project-directory", scratch, "-f", str(candidate), "config", "--quiet"
+                self.docker,
+                "compose",
+                "--project-directory",
+                scratch,
+                "-f",
+                str(candidate),
+                "config",
+                "--quiet",
             )
         if code:
-            self.module.fail_json(msg=f"{self.path}/compose.yml was not written: docker compose refuses it: {error.strip()}")
+            self.module.fail_json(
+                msg=f"{self.path}/compose.yml was not written: docker compose refuses it: {error.strip()}"
+            )
 
     def revision(self, files: dict[str, str], watch: list[str]) -> str:
         digest = hashlib.sha256()
@@ -133,7 +142,8 @@ class Project:
         code, out, error = self.run(
             self.docker, "ps", "--all", "--no-trunc",
             "--filter", f"label=com.docker.compose.project={self.name}",
-            "--format", '{{.Label "com.docker.compose.service"}}\t{{.Label "com.docker.compose.config-hash"}}\t{{.Status}}',
+            "--format", "\t".join(f'{{{{.Label "com.docker.compose.{label}"}}}}' for label in ("service", "config-hash"))
+            + "\t{{.Status}}",
         )  # fmt: skip
         if code:
             if self.module.check_mode:

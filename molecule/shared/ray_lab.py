@@ -1,0 +1,107 @@
+"""Ask a lab's Ray: run drivers in the head's container, list nodes and containers, kill things as a crash would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def until(seconds: float, what: str, probe: Callable[[], T]) -> T:
+    """Wait for a condition with a deadline; the last error tells why it never came true."""
+    end, last = time.monotonic() + seconds, "nothing seen"
+    while time.monotonic() < end:
+        try:
+            if seen := probe():
+                return seen
+        except (AssertionError, ValueError) as error:
+            last = str(error)
+        time.sleep(0.5)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}; last: {last}")
+
+
+class Lab:
+    """The hosts of one scenario."""
+
+    def __init__(self, name: str, head: str = "head") -> None:
+        self.name, self.head = name, head
+
+    def on(self, host: str, *command: str, stdin: str | None = None, check: bool = True) -> str:
+        """Run a command on a host as its root, and give what it printed."""
+        done = subprocess.run(
+            ["docker", "exec", "-i", f"{self.name}-{host}", *command],
+            input=stdin,
+            capture_output=True,
+            text=True,
+        )
+        if check and done.returncode:
+            raise AssertionError(
+                f"{host}: {' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}{self.logs(host)}"
+            )
+        return done.stdout + ("" if check else done.stderr)
+
+    def logs(self, host: str) -> str:
+        """The last words of every container of a host."""
+        script = "for c in $(docker ps -aq); do docker ps -a -f id=$c; docker logs --tail 15 $c; done 2>&1"
+        done = subprocess.run(
+            ["docker", "exec", f"{self.name}-{host}", "sh", "-c", script], capture_output=True, text=True
+        )
+        return f"\n{done.stdout[-4000:]}"
+
+    def inside(
+        self, host: str, container: str, *command: str, env: dict[str, str] | None = None, **options: Any
+    ) -> str:
+        """Run a command in a container of a host."""
+        extra = [part for name, value in (env or {}).items() for part in ("-e", f"{name}={value}")]
+        return self.on(host, "docker", "exec", "-i", *extra, container, *command, **options)
+
+    def driver(self, code: str, env: dict[str, str] | None = None, check: bool = True) -> str:
+        """Run Python in the head's container; `ray` is imported and connected."""
+        connect = "import ray\nray.init('auto', namespace='test', log_to_driver=False, logging_level='ERROR')\n"
+        return self.inside(
+            self.head,
+            "ray_head-head-1",
+            "timeout",
+            "60",
+            "python3",
+            "-",
+            env=env,
+            stdin=connect + code,
+            check=check,
+        )
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """The Ray nodes that are alive, by name."""
+        answer = self.inside(self.head, "ray_head-head-1", "python3", "-S", "-m", "ray_jobs.nodes")
+        return {node["name"]: node for node in json.loads(answer)["nodes"] if node["state"] == "alive"}
+
+    def containers(self, host: str, project: str) -> dict[str, str]:
+        """Id of every running container of a Compose project, by its service."""
+        form = '{{.Label "com.docker.compose.service"}} {{.ID}}'
+        label = f"label=com.docker.compose.project={project}"
+        listing = self.on(host, "docker", "ps", "--filter", label, "--format", form)
+        return dict(line.split() for line in listing.splitlines())
+
+    def kill_hard(self, host: str, container: str) -> None:
+        """Kill a container's main process as a crash would; `docker kill` would count as the operator's wish."""
+        pid = self.on(host, "docker", "inspect", "-f", "{{.State.Pid}}", container).strip()
+        self.on(host, "kill", "-9", pid)
+
+    def play(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ansible-playbook against this scenario's hosts."""
+        environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), MOLECULE_SCENARIO_NAME=self.name)
+        inventories = [ROOT / "inventory/lab/groups.yml", ROOT / f"molecule/{self.name}/inventory/hosts.yml"]
+        return subprocess.run(
+            ["ansible-playbook", *[part for path in inventories for part in ("-i", str(path))], *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
