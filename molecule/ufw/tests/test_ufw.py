@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def services() -> Iterator[None]:
     canary(name("server1"), *ports)
     canary(name("server2"), "--network", "six", *ports)
     for host in SERVERS:
-        until(15, f"{host}'s canary answers the host itself", lambda host=host: canary_answers(host))
+        until(15, f"{host}'s canary answers the host itself", partial(canary_answers, host))
     yield
     for host in SERVERS:
         on(name(host), "docker", "rm", "-f", "canary", check=False)
@@ -114,9 +115,9 @@ def seen_from_outside(host: str) -> dict[str, list[int]]:
     return {address: scan("stranger", address, ports, wait=2.0) for address in (ADDRESSES[host], ADDRESSES6[host])}
 
 
-@pytest.mark.parametrize("host", SERVERS)
-def test_a_stranger_sees_only_ssh_and_what_was_opened_to_all(host: str) -> None:
-    assert seen_from_outside(host) == {ADDRESSES[host]: [22, 8888], ADDRESSES6[host]: [22, 8888]}
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_stranger_sees_only_ssh_and_what_was_opened_to_all(server: str) -> None:
+    assert seen_from_outside(server) == {ADDRESSES[server]: [22, 8888], ADDRESSES6[server]: [22, 8888]}
 
 
 def test_a_member_reaches_what_the_port_table_says() -> None:
@@ -171,30 +172,30 @@ def guarded(host: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("host", SERVERS)
-def test_the_guard_outlives_a_restart_of_docker_and_a_reload(host: str) -> None:
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_guard_outlives_a_restart_of_docker_and_a_reload(server: str) -> None:
     for command in (("systemctl", "restart", "docker"), ("ufw", "reload"), ("systemctl", "restart", "ufw")):
-        on(name(host), *command)
-        until(20, "the canary answers the host itself", lambda: canary_answers(host))
-        assert guarded(host) == [], command
+        on(name(server), *command)
+        until(20, "the canary answers the host itself", lambda: canary_answers(server))
+        assert guarded(server) == [], command
     assert reaches("server2", ADDRESSES["server1"], ROUTED)
 
 
-@pytest.mark.parametrize("host", SERVERS)
-def test_the_guard_stands_all_through_a_reboot(host: str) -> None:
-    on(name(host), "systemctl", "stop", "listeners", check=False)
-    reboot = subprocess.Popen(["docker", "restart", name(host)], stdout=subprocess.DEVNULL)
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_guard_stands_all_through_a_reboot(server: str) -> None:
+    on(name(server), "systemctl", "stop", "listeners", check=False)
+    reboot = subprocess.Popen(["docker", "restart", name(server)], stdout=subprocess.DEVNULL)
     leaks: list[int] = []
 
     def back() -> bool:
-        leaks.extend(guarded(host))
+        leaks.extend(guarded(server))
         assert reboot.poll() == 0, "still going down"
-        return canary_answers(host)
+        return canary_answers(server)
 
     until(90, "the host and its canary are back", back)
-    listen(host)
-    assert leaks == [] and guarded(host) == []
-    assert seen_from_outside(host) == {ADDRESSES[host]: [22, 8888], ADDRESSES6[host]: [22, 8888]}
+    listen(server)
+    assert leaks == [] and guarded(server) == []
+    assert seen_from_outside(server) == {ADDRESSES[server]: [22, 8888], ADDRESSES6[server]: [22, 8888]}
 
 
 def test_the_status_says_who_may_reach_what_and_why() -> None:
