@@ -29,7 +29,8 @@ def load_inventory(
     try:
         inventory = InventoryManager(loader=loader, sources=[str(source) for source in sources])
     except AnsibleError as error:
-        raise MusterError(f"the inventory cannot be read: {error}", fix="correct the file that it names") from None
+        reason = " ".join(str(error).split())
+        raise MusterError(f"the inventory cannot be read: {reason}", fix="correct the file that it names") from None
     manager = VariableManager(loader=loader, inventory=inventory)
     manager._extra_vars = dict(extra or {})
     hostvars: Mapping[str, Mapping[str, Any]] = HostVars(inventory, manager, loader)

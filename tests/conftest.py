@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -56,6 +57,11 @@ class Inventories:
     def load(self, hosts: str = HOSTS, **changes: Mapping[str, Any]) -> tuple[Vars, Groups]:
         """The same, as Ansible reads it."""
         return load_inventory([self.write(hosts, **changes)])
+
+
+def probed(hostvars: Vars, probes: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Variables of the hosts, with what preflight's probe registered; they stay lazy."""
+    return {name: ChainMap({"__preflight_probe": probe}, cast(Any, hostvars[name])) for name, probe in probes.items()}
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+"""The muster command: quick, and short about mistakes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from muster import __version__, cli
+
+from .conftest import ROOT
+
+
+def muster(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "muster.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_version_and_help() -> None:
+    assert muster("--version").stdout == f"muster {__version__}\n"
+    assert "plan" in muster("--help").stdout
+
+
+def test_help_is_there_at_once() -> None:
+    best = 9.0
+    for _ in range(3):
+        started = time.monotonic()
+        muster("--help")
+        best = min(best, time.monotonic() - started)
+    assert best < 0.3
+
+
+def test_the_plan_of_the_example() -> None:
+    done = muster("plan", "-i", "inventory/example")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == ["HOST", "PORTS", "WHAT", "FROM"]
+    assert ["server80", "25024:25279", "Ray", "node", "worker-4"] in [line[:5] for line in lines]
+    assert ["server84", "8265", "ray_dashboard", "the", "host", "itself"] in lines
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist. Fix: name an inventory with -i"),
+        (
+            "server: {hosts: {a: {ansible_host: a.lan}}}",
+            "a: muster_address is 'a.lan', which is not an IP address. Fix:",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, message: str
+) -> None:
+    path = tmp_path / "hosts.yml"
+    if content:
+        path.write_text(content)
+    assert cli.main(["plan", "-i", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_a_broken_inventory_ends_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "hosts.yml").write_text("server: [")
+    assert cli.main(["plan", "-i", str(tmp_path / "hosts.yml")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("Fix: correct the file that it names.")

@@ -1,0 +1,196 @@
+"""Bad inventories: each mistake is one line that names the host, the value and the fix."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from muster import preflight
+
+from .conftest import HOSTS, ROOT, Inventories
+
+TWO_HEADS = HOSTS.replace(
+    "    ray_head:\n      hosts:\n        head:\n", "    ray_head:\n      hosts:\n        head:\n        server1:\n"
+)
+NO_HEAD = HOSTS.replace("    ray_head:\n      hosts:\n        head:\n", "")
+NO_BUILDER = HOSTS.replace("    builder:\n      hosts:\n        head:\n", "")
+HEAD_IS_LAPTOP = HOSTS.replace(
+    "    ray_head:\n      hosts:\n        head:\n", "    ray_head:\n      hosts:\n        laptop1:\n"
+)
+BOTH = HOSTS.replace("        laptop1: {", "        server1:\n        laptop1: {")
+
+Problems = Callable[..., list[str]]
+
+
+@pytest.fixture
+def problems(inventories: Inventories, monkeypatch: pytest.MonkeyPatch) -> Problems:
+    """Problems of an inventory; extra={...} is what -e would bring."""
+
+    def run(
+        hosts: str = HOSTS,
+        own: Sequence[str] = (),
+        extra: Mapping[str, Any] | None = None,
+        **changes: Mapping[str, Any],
+    ) -> list[str]:
+        from muster.load import load_inventory
+
+        monkeypatch.setattr(preflight, "extra_names", lambda: sorted(extra or {}))
+        hostvars, groups = load_inventory([inventories.write(hosts, **changes)], extra)
+        return preflight.inventory_problems(hostvars, groups, own)
+
+    return run
+
+
+def test_a_good_inventory_has_none(problems: Problems) -> None:
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("hosts", "line"),
+    [
+        (TWO_HEADS, "inventory: ray_head has 2 hosts: head, server1. Fix: leave one of them in ray_head."),
+        (NO_HEAD, "inventory: the group ray_head is empty. Fix: put exactly one server into ray_head."),
+        (NO_BUILDER, "inventory: the group builder is empty and muster_registry is not set"),
+        (HEAD_IS_LAPTOP, "laptop1: is Ray's head and a laptop. Fix: make a host the head that is always on."),
+        (BOTH, "server1: is a server and a laptop. Fix: take it out of one of the groups server and laptop."),
+    ],
+)
+def test_groups(problems: Problems, hosts: str, line: str) -> None:
+    found = problems(hosts)
+    assert len(found) == 1 and found[0].startswith(line), found
+
+
+def test_a_registry_of_ones_own_needs_no_builder(problems: Problems) -> None:
+    assert problems(NO_BUILDER, all={"muster_registry": "registry.example.org:5000"}) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"ray_wrokers": 3}, "server1: the variable ray_wrokers is unknown. Fix: write ray_workers, or name it in"),
+        (
+            {"ansible_hots": "x"},
+            "server1: the variable ansible_hots is unknown. Fix: write ansible_host, or name it in",
+        ),
+        ({"my_thing": 3}, "server1: the variable my_thing is unknown. Fix: remove it, or name it in"),
+        ({"ansible_host": "192.0.2.10"}, "server1: has the address 192.0.2.10, which is head's. Fix: give every host"),
+        (
+            {"ansible_host": "server1.lan"},
+            "server1: muster_address is 'server1.lan', which is not an IP address. Fix: set",
+        ),
+        ({"ray_workers": "many"}, "server1: ray_workers is 'many', which is not a whole number. Fix: write it like 4."),
+        ({"ray_workers": [{"cpu": 2}]}, "server1: ray_workers entry 1 has the unknown key cpu. Fix: use cpus, memory"),
+        ({"ray_workers": 500}, "server1: 500 Ray workers need ports up to"),
+        ({"ray_worker_ports": 8000, "ray_workers": 2}, "server1: 2 Ray workers need ports up to"),
+        (
+            {"ufw_ssh_networks": []},
+            "server1: ufw_ssh_networks is empty, which would shut out SSH. Fix: name the networks",
+        ),
+        (
+            {"ufw_ssh_networks": ["10.0.0.0/33"]},
+            "server1: ufw_ssh_networks has '10.0.0.0/33', which is no network. Fix:",
+        ),
+        ({"ufw_extra_rules": "none"}, "server1: ufw_extra_rules 'none' is not valid: "),
+        (
+            {"preflight_clock_skew": "soon"},
+            "server1: preflight_clock_skew 'soon' is not valid: it cannot be read as float",
+        ),
+        (
+            {"ray_tls": "maybe"},
+            "server1: ray_tls 'maybe' is not valid: it cannot be read as bool. Fix: give a value of type",
+        ),
+        (
+            {"ray_token": "changeme-changeme-changeme"},
+            "server1: ray_token is weak: a known default, or shorter than 16",
+        ),
+        (
+            {"ray_token": "x7Kq2"},
+            "server1: ray_token is weak: a known default, or shorter than 16 characters. Fix: remove it",
+        ),
+        (
+            {"muster_ports_extra": {"ray_client": {"port": 6379}, "ray_gcs": {"at": ["ray_head", "server"]}}},
+            "server1: port 6379 is planned for both",
+        ),
+        (
+            {"muster_ports_extra": {"mine": {"port": 24300, "at": ["server"]}}},
+            "server1: port 24300 is planned for both Ray node worker-1 and mine. Fix: give one of them another port",
+        ),
+        (
+            {
+                "muster_cpus": 4,
+                "muster_memory": "8G",
+                "ray_workers": 2,
+                "ray_worker_cpus": 2,
+                "ray_worker_memory": "6G",
+            },
+            "server1: 2 workers ask for 12.0G of memory, the host has 8.0G and keeps 1.0G for itself. Fix:",
+        ),
+        (
+            {"muster_cpus": 4, "muster_memory": "64G", "ray_workers": 3, "ray_worker_cpus": 2},
+            "server1: 3 workers ask for 6 CPUs, the host has 4. Fix: lower ray_workers or ray_worker_cpus.",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_variables(problems: Problems, variables: dict[str, Any], line: str) -> None:
+    if "ray_client" in variables.get("muster_ports_extra", {}):
+        variables["muster_ports_extra"]["ray_client"]["at"] = ["server"]
+    found = problems(server1=variables)
+    assert len(found) == 1 and found[0].startswith(line), found
+
+
+@pytest.mark.parametrize(
+    ("extra", "line"),
+    [
+        ({"ray_wrokers": "5"}, "-e: the variable ray_wrokers is unknown. Fix: write ray_workers, or name it in"),
+        (
+            {"ray_tls": "maybe"},
+            "-e: ray_tls 'maybe' is not valid: it cannot be read as bool. Fix: give a value of type bool.",
+        ),
+        (
+            {"ray_token": "short"},
+            "-e: ray_token is weak: a known default, or shorter than 16 characters. Fix: remove it",
+        ),
+    ],
+)
+def test_command_line(problems: Problems, extra: dict[str, str], line: str) -> None:
+    found = problems(extra=extra)
+    assert len(found) == 1 and found[0].startswith(line), found
+
+
+def test_numbers_and_booleans_from_the_command_line_are_fine(problems: Problems) -> None:
+    assert problems(extra={"ray_workers": "2", "ray_tls": "false", "ray_worker_memory": "2G"}) == []
+
+
+def test_a_weak_secret_is_not_repeated(problems: Problems) -> None:
+    assert "hunter2" not in "\n".join(problems(server1={"ray_token": "hunter2"}))
+
+
+def test_looking_makes_no_secrets(problems: Problems) -> None:
+    problems()
+    assert not (ROOT / ".secrets" / "inventory").exists()
+
+
+def test_variables_of_ones_own_can_be_named(problems: Problems) -> None:
+    assert problems(own=["my_thing"], server1={"my_thing": 1}) == []
+
+
+def test_the_same_mistake_on_many_hosts_is_one_line(problems: Problems) -> None:
+    (line,) = problems(all={"ray_wrokers": 3})
+    assert line.startswith("head, server1, laptop1: the variable ray_wrokers is unknown")
+
+
+def test_a_group_in_the_table_that_does_not_exist(problems: Problems) -> None:
+    (line,) = problems(all={"muster_ports_extra": {"registry": {"from": ["clutser"]}}})
+    assert (
+        line == "inventory: muster_ports: registry names the group clutser, which does not exist. Fix: write cluster."
+    )
+
+
+def test_all_problems_are_told_at_once(problems: Problems) -> None:
+    found = problems(TWO_HEADS, server1={"ray_wrokers": 3, "ansible_host": "192.0.2.10"}, laptop1={"ray_tls": "maybe"})
+    assert len(found) == 4, found
+
+
+def test_what_is_made_of_facts_is_not_judged_yet(problems: Problems) -> None:
+    assert problems(server1={"ray_keep_sessions": "{{ ansible_facts['processor_vcpus'] }}"}) == []
