@@ -9,18 +9,6 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHON
 
-# Networks that inspect TLS: the bundle that image builds must trust. Default: what this machine's own tools use.
-ifndef MUSTER_EXTRA_CA
-MUSTER_EXTRA_CA := $(firstword $(wildcard $(PIP_CERT) $(SSL_CERT_FILE)))
-endif
-export MUSTER_EXTRA_CA
-
-# A local folder of wheels that image builds may use. Default: pip's own find-links where that is a folder.
-ifndef NODE_IMAGE_WHEELHOUSE
-NODE_IMAGE_WHEELHOUSE := $(firstword $(wildcard $(PIP_FIND_LINKS) $(shell pip config get global.find-links 2>/dev/null)))
-endif
-export NODE_IMAGE_WHEELHOUSE
-
 LAB_SERVERS ?=
 LAB_LAPTOPS ?=
 
@@ -28,7 +16,7 @@ LAB_LAPTOPS ?=
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	echo "  Variables: LAB_SERVERS=6 LAB_LAPTOPS=2 (up, hosts), ARGS='-e node_image_profile=core' (up), SCENARIO=ufw KEEP=1 (test), KEEP_IMAGES=1 (down), ROUNDS=5 (soak)"
+	echo "  Variables: LAB_SERVERS=6 LAB_LAPTOPS=2 (up, hosts), ARGS='-e node_image_profile=ml' (up), SCENARIO=ufw KEEP=1 (test), KEEP_IMAGES=1 (down), ROUNDS=5 (soak)"
 
 venv: ## the tools, in .venv, with pinned versions
 	@scripts/bootstrap tools
