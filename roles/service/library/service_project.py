@@ -139,12 +139,11 @@ class Project:
         """Configuration hash and state of every container of the project, by service."""
         if self.docker is None:
             return {}
+        label = "com.docker.compose"
+        form = f'{{{{.Label "{label}.service"}}}}\t{{{{.Label "{label}.config-hash"}}}}\t{{{{.Status}}}}'
         code, out, error = self.run(
-            self.docker, "ps", "--all", "--no-trunc",
-            "--filter", f"label=com.docker.compose.project={self.name}",
-            "--format", "\t".join(f'{{{{.Label "com.docker.compose.{label}"}}}}' for label in ("service", "config-hash"))
-            + "\t{{.Status}}",
-        )  # fmt: skip
+            self.docker, "ps", "--all", "--no-trunc", "--filter", f"label={label}.project={self.name}", "--format", form
+        )
         if code:
             if self.module.check_mode:
                 return {}
