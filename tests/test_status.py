@@ -1,0 +1,62 @@
+"""The status screen: what is missing, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from muster.status import status
+
+
+def docker(*items: tuple[str, str, str]) -> str:
+    return "\n".join(
+        json.dumps(
+            {
+                "Names": f"{project}-{service}-1",
+                "Status": state,
+                "Image": "10.0.0.84:5000/muster/node:core-1",
+                "Labels": f"com.docker.compose.project={project},com.docker.compose.service={service}",
+            }
+        )
+        for project, service, state in items
+    )
+
+
+def ray(*names: str) -> dict[str, Any]:
+    sizes = {"cpus": 2.0, "gpus": 0, "memory": 2**31, "object_store": 2**30, "state": "alive"}
+    return {"version": "2.60.0", "nodes": [{"name": name, **sizes} for name in names]}
+
+
+PLAN = {"head": ["head"], "server1": ["worker-1", "worker-2"], "laptop1": ["worker-1"], "laptop2": []}
+UP = "Up 2 hours (healthy)"
+
+
+def test_a_whole_cluster_has_nothing_missing() -> None:
+    hosts = {"head": docker(("ray_head", "head", UP)), "server1": docker(("ray_worker", "worker-1", UP))}
+    text = status({"head": ["head"], "server1": ["worker-1"]}, hosts, ray("head/head", "server1/worker-1"))
+    assert text.startswith("Ray 2.60.0: 2 of 2 planned nodes are alive; 4 CPUs, 4.0 GiB for tasks")
+    assert "missing" not in text
+    assert "server1/worker-1  alive  2     2.0G    1.0G     Up 2 hours (healthy)  node:core-1" in text
+
+
+def test_every_missing_node_has_a_reason() -> None:
+    hosts = {
+        "head": docker(("ray_head", "head", UP), ("registry", "registry", UP)),
+        "server1": docker(("ray_worker", "worker-1", "Restarting (1) 3 seconds ago")),
+        "laptop1": None,
+        "laptop2": None,
+    }
+    lines = status(PLAN, hosts, ray("head/head", "old/worker-1"), may_sleep=["laptop1", "laptop2"]).splitlines()
+    restarting = "missing: server1/worker-1: its container says Restarting (1) 3 seconds ago: "
+    assert restarting + "see `docker compose logs` on server1" in lines
+    assert "missing: server1/worker-2: it has no container: run site.yml --tags ray --limit server1" in lines
+    assert "missing: laptop1/worker-1: laptop1 does not answer, as laptops do" in lines
+    assert "not planned: old/worker-1: run site.yml --tags ray" in lines
+    assert "away: laptop2" in lines
+    assert any(line.split()[:2] == ["head", "registry/registry"] for line in lines)
+
+
+def test_a_silent_head_is_the_first_line() -> None:
+    text = status({"head": ["head"]}, {"head": docker(("ray_head", "head", "Exited (1) 5 minutes ago"))}, None)
+    assert text.startswith("The head does not answer")
+    assert "its container says Exited (1) 5 minutes ago, the head says nothing" in text
