@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
 from ray_lab import Lab, until
 
 ADDRESS, GCS, HEAD = "172.30.96.10", 6379, "ray_head-head-1"
-DATA = "/var/lib/muster/ray_head"
 LAB = Lab("ray_head")
 COUNTER = """
 @ray.remote(num_cpus=0.1)
@@ -171,21 +170,17 @@ def test_the_head_killed_is_back_with_what_it_knew(victim: str) -> None:
 
 
 def test_a_restart_cleans_up_what_the_last_life_left() -> None:
-    old = [f"{DATA}/ray/session_2020-01-0{day}_00-00-00_000000_1" for day in (1, 2, 3)]
-    log = f"{DATA}/ray/session_latest/logs/worker-old-01000000-99999.out"
-    LAB.on("head", "mkdir", "-p", *(f"{path}/logs" for path in old))
-    LAB.on("head", "touch", "-d", "2020-01-01", *old, log, f"{DATA}/spill/leftover")
+    ray, spill = "/var/lib/node/ray", "/var/lib/node/spill"
+    old = [f"{ray}/session_2020-01-0{day}_00-00-00_000000_1" for day in (1, 2, 3)]
+    log = f"{ray}/session_latest/logs/worker-old-01000000-99999.out"
+    LAB.inside("head", HEAD, "mkdir", "-p", *(f"{path}/logs" for path in old))
+    LAB.inside("head", HEAD, "touch", "-d", "2020-01-01", *old, log, f"{spill}/leftover")
     LAB.on("head", "docker", "restart", HEAD)
     until(60, "the head is well", lambda: LAB.nodes())
-    left = LAB.on(
-        "head",
-        "sh",
-        "-c",
-        f"ls -d {DATA}/ray/session_20* {DATA}/ray/session_latest/logs/worker-old* {DATA}/spill/* 2>/dev/null; true",
-    )
+    left = LAB.inside("head", HEAD, "sh", "-c", f"ls -d {ray}/session_20* {ray}/session_latest/logs/* {spill}/* ; true")
     assert not any(path in left for path in old[:2]), left
     assert "worker-old" not in left and "leftover" not in left
-    assert len([line for line in left.splitlines() if "/session_20" in line]) == 2
+    assert len([line for line in left.splitlines() if line.startswith(f"{ray}/session_20")]) == 2
 
 
 def test_ray_client_works_with_the_token_and_not_without() -> None:

@@ -28,7 +28,7 @@ options:
   compose: {description: Text of the Compose file., type: str}
   files: {description: Files beside it as name to content. Readable by the group alone., type: dict, default: {}}
   directories: {description: Data directories that belong to the group., type: list, elements: path, default: []}
-  data_root: {description: Directory whose subdirectories are all in C(directories)., type: path}
+  data_root: {description: Holds C(directories) and nothing else; it goes with the project., type: path}
   watch: {description: Files of others that the containers read only when they start., type: list, elements: path,
     default: []}
   gid: {description: Group of the files and the directories., type: int, default: 0}
@@ -38,7 +38,7 @@ options:
 RETURN = r"""
 deploy: {description: Whether Compose has work to do., type: bool}
 reason: {description: Why it has., type: str}
-stale: {description: Subdirectories of C(data_root) that nothing uses once Compose has done its work., type: list}
+stale: {description: Data that nothing uses once Compose has done its work., type: list}
 """
 
 EXAMPLES = r"""
@@ -201,6 +201,8 @@ class Project:
         root = self.module.params["data_root"]
         if not root or not Path(root).is_dir():
             return []
+        if self.module.params["state"] == "absent":
+            return [root]
         wanted = {Path(path) for path in self.module.params["directories"]}
         return [str(path) for path in sorted(Path(root).iterdir()) if path not in wanted]
 
