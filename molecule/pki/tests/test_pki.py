@@ -1,108 +1,164 @@
-"""Hosts know each other by certificates of one authority, and none has another's key."""
+"""What certificates are for: hosts that know each other, strangers that do not, renewal before it is too late."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-STORE = ROOT / ".secrets/lab/pki"
-ADDRESSES = {"server1": "172.30.93.11", "server2": "172.30.93.12"}
-PKI = "/etc/muster/pki"
+sys.path.insert(0, str(ROOT / "molecule/shared"))
+from canary import on, until  # noqa: E402
 
-SERVE = f"""
-import ssl, socket
+ADDRESSES = {"server1": "172.30.93.11", "server2": "172.30.93.12"}
+STORE = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", ROOT / ".lab")) / "pki-secrets/pki"
+PKI = "/etc/muster/pki"
+VERIFY = ("openssl", "verify", "-x509_strict", "-CAfile", f"{PKI}/ca.crt")
+PORT = 4433
+
+SERVER = f"""
+import socket, ssl
 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile="{PKI}/ca.crt")
 context.verify_mode = ssl.CERT_REQUIRED
 context.load_cert_chain("{PKI}/host.crt", "{PKI}/host.key")
-with socket.create_server(("0.0.0.0", 24999)) as server:
-    print("ready", flush=True)
+with socket.create_server(("0.0.0.0", {PORT})) as server:
     while True:
+        connection, _ = server.accept()
         try:
-            with context.wrap_socket(server.accept()[0], server_side=True) as peer:
-                peer.sendall(dict(part[0] for part in peer.getpeercert()["subject"])["commonName"].encode())
-        except (OSError, ssl.SSLError):
+            with context.wrap_socket(connection, server_side=True) as guest:
+                names = [value for key, value in guest.getpeercert()["subjectAltName"] if key == "DNS"]
+                guest.sendall(names[0].encode())
+        except (ssl.SSLError, OSError):
             pass
 """
-GREET = """
-import ssl, socket, sys
-address, with_certificate = sys.argv[1], sys.argv[2] == "yes"
-context = ssl.create_default_context(cafile="/etc/muster/pki/ca.crt")
-if with_certificate:
-    context.load_cert_chain("/etc/muster/pki/host.crt", "/etc/muster/pki/host.key")
-with context.wrap_socket(socket.create_connection((address, 24999), 5), server_hostname=address) as peer:
-    print(peer.recv(100).decode())
+CLIENT = f"""
+import socket, ssl, sys
+address, name, shows_certificate = sys.argv[1:]
+context = ssl.create_default_context(cafile="{PKI}/ca.crt")
+if shows_certificate == "yes":
+    context.load_cert_chain("{PKI}/host.crt", "{PKI}/host.key")
+with socket.create_connection((address, {PORT}), timeout=5) as plain:
+    with context.wrap_socket(plain, server_hostname=name) as secure:
+        print(secure.recv(100).decode())
 """
 
 
-def on(host: str, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["docker", "exec", f"pki-{host}", *command], capture_output=True, text=True)
+def name(host: str) -> str:
+    return f"pki-{host}"
 
 
 def play(*arguments: str) -> str:
-    inventory = ["-i", "inventory/lab/groups.yml", "-i", "molecule/pki/inventory/hosts.yml"]
-    environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), MOLECULE_SCENARIO_NAME="pki")
-    run = subprocess.run(
-        ["ansible-playbook", *inventory, "playbooks/pki.yml", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+    """Run the playbook again, with other settings."""
+    inventories = ["inventory/lab/groups.yml", "molecule/pki/inventory/hosts.yml"]
+    done = subprocess.run(
+        ["ansible-playbook", *(f"--inventory={path}" for path in inventories), "molecule/pki/converge.yml", *arguments],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_FORCE_COLOR": "0",
+            "MOLECULE_SCENARIO_NAME": "pki",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def changes(output: str) -> dict[str, int]:
+    """Changes per host, from a play's recap."""
+    recap = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.M)
+    assert recap, output
+    return {host: int(count) for host, count in recap}
+
+
+def certificate(host: str, what: str, file: str = "host.crt") -> str:
+    return on(name(host), "openssl", "x509", "-noout", f"-{what}", "-in", f"{PKI}/{file}")
+
+
+def connect(host: str, address: str, server_name: str, shows_certificate: str = "yes") -> str:
+    return on(name(host), "python3", "-c", CLIENT, address, server_name, shows_certificate).strip()
+
+
+@pytest.fixture
+def tls_server() -> None:
+    restart = 'kill $(cat /run/tls.pid) 2>/dev/null; python3 -c "$0" >/dev/null 2>&1 & echo $! >/run/tls.pid'
+    on(name("server1"), "sh", "-c", restart, SERVER)
+    until(20, "the server listens", lambda: on(name("server1"), "ss", "-Hltn", f"sport = :{PORT}"))
 
 
 @pytest.mark.parametrize("host", ADDRESSES)
-def test_the_authority_vouches_for_the_host(host: str) -> None:
-    run = on(host, "openssl", "verify", "-CAfile", f"{PKI}/ca.crt", "-verify_ip", ADDRESSES[host], f"{PKI}/host.crt")
-    assert run.returncode == 0, run.stdout + run.stderr
+def test_a_certificate_is_for_both_sides_of_a_connection(host: str) -> None:
+    for purpose in ("sslserver", "sslclient"):
+        on(name(host), *VERIFY, "-purpose", purpose, f"{PKI}/host.crt")
+    for check in (("-verify_hostname", host), ("-verify_hostname", "localhost"), ("-verify_ip", ADDRESSES[host])):
+        on(name(host), *VERIFY, *check, f"{PKI}/host.crt")
 
 
-def test_hosts_greet_each_other_and_refuse_strangers() -> None:
-    server = subprocess.Popen(
-        ["docker", "exec", "pki-server1", "timeout", "60", "python3", "-c", SERVE], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stdout is not None
-        assert server.stdout.readline().strip() == "ready"
-        known = on("server2", "python3", "-c", GREET, ADDRESSES["server1"], "yes")
-        assert known.stdout.strip() == "server2", known.stderr
-        unknown = on("server2", "python3", "-c", GREET, ADDRESSES["server1"], "no")
-        assert unknown.stdout.strip() == ""
-    finally:
-        server.kill()
-        server.wait()
+@pytest.mark.usefixtures("tls_server")
+def test_hosts_know_each_other_by_address_and_by_name() -> None:
+    for server_name in (ADDRESSES["server1"], "server1"):
+        assert connect("server2", ADDRESSES["server1"], server_name) == "server2"
 
 
-def test_a_host_has_its_own_key_and_no_other() -> None:
-    keys = {}
-    for host in ADDRESSES:
-        assert on(host, "ls", PKI).stdout.split() == ["ca.crt", "host.crt", "host.key"]
-        assert on(host, "stat", "-c", "%a %u %g", f"{PKI}/host.key").stdout.split() == ["440", "0", "10077"]
-        keys[host] = on(host, "cat", f"{PKI}/host.key").stdout
-        assert (STORE / f"hosts/{host}_{ADDRESSES[host]}.key").read_text() == keys[host]
-    assert len(set(keys.values())) == len(ADDRESSES)
+@pytest.mark.usefixtures("tls_server")
+def test_nobody_is_served_without_a_certificate_or_under_another_name() -> None:
+    with pytest.raises(AssertionError, match=r"(?i)alert|reset|EOF"):
+        connect("server2", ADDRESSES["server1"], "server1", shows_certificate="no")
+    with pytest.raises(AssertionError, match=r"(?i)mismatch"):
+        connect("server2", ADDRESSES["server1"], "server2")
 
 
-def test_the_store_is_closed_to_other_users_of_the_controller() -> None:
-    for path in (STORE / "ca.key", *STORE.glob("hosts/*.key")):
-        assert path.stat().st_mode & 0o077 == 0, path
+@pytest.mark.parametrize("host", ADDRESSES)
+def test_a_host_has_its_own_key_and_no_other(host: str) -> None:
+    keys = on(name(host), "sh", "-c", "grep -rlsE 'PRIVATE KEY' /etc/muster /opt/muster /var/lib/muster; true").split()
+    assert keys == [f"{PKI}/host.key"]
+    public = on(name(host), "openssl", "pkey", "-pubout", "-in", f"{PKI}/host.key")
+    assert public == certificate(host, "pubkey")
+    assert public not in [certificate(other, "pubkey") for other in ADDRESSES if other != host]
 
 
-def test_a_certificate_near_its_end_is_renewed_and_the_key_stays() -> None:
-    before = {name: on("server1", "cat", f"{PKI}/{name}").stdout for name in ("ca.crt", "host.crt", "host.key")}
-    # The host's certificate has less than 1,000 days left, the authority has more.
-    play("--limit", "server1", "-e", "pki_renew_before_days=1000", "-e", "pki_host_days=1200")
-    after = {name: on("server1", "cat", f"{PKI}/{name}").stdout for name in before}
-    assert after["host.crt"] != before["host.crt"]
-    assert after["ca.crt"] == before["ca.crt"]
-    assert after["host.key"] == before["host.key"]
-    assert "changed=0" in play("--limit", "server1")
+@pytest.mark.parametrize("host", ADDRESSES)
+def test_only_the_containers_user_reads_the_key(host: str) -> None:
+    read = ("cat", f"{PKI}/host.key")
+    on(name(host), "setpriv", "--reuid=10077", "--regid=10077", "--clear-groups", *read)
+    with pytest.raises(AssertionError, match="Permission denied"):
+        on(name(host), "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *read)
 
 
-def test_a_new_name_means_a_new_certificate() -> None:
-    play("--limit", "server2", "-e", '{"pki_extra_names": ["DNS:cluster.example.org"]}')
-    text = on("server2", "openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", f"{PKI}/host.crt").stdout
-    assert "cluster.example.org" in text
-    play("--limit", "server2")
+def test_the_authority_is_closed_to_other_users_of_the_controller() -> None:
+    closed = [STORE, *(path for path in STORE.rglob("*") if path.suffix != ".crt")]
+    assert STORE / "ca.key" in closed
+    assert [path for path in closed if path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.usefixtures("tls_server")
+def test_a_certificate_near_its_end_is_renewed_and_still_known() -> None:
+    files = ("ca.crt", "host.crt", "host.key")
+    before = {file: on(name("server1"), "cat", f"{PKI}/{file}") for file in files}
+    # The hosts' certificates have 825 days left, the authority has more.
+    assert all(changes(play("--extra-vars=pki_renew_before_days=826")).values())
+    after = {file: on(name("server1"), "cat", f"{PKI}/{file}") for file in files}
+    assert [file for file in files if before[file] != after[file]] == ["host.crt"]
+    # The server still shows the certificate that it was started with: nobody has to restart in a hurry.
+    assert connect("server2", ADDRESSES["server1"], "server1") == "server2"
+    assert not any(changes(play()).values())
+
+
+def test_a_new_name_is_in_a_new_certificate() -> None:
+    play('--extra-vars={"pki_extra_names": ["DNS:cluster.example.org"]}', "--limit=server2")
+    on(name("server2"), *VERIFY, "-verify_hostname", "cluster.example.org", f"{PKI}/host.crt")
+
+
+@pytest.mark.usefixtures("tls_server")
+def test_a_renewed_authority_and_the_one_before_trust_each_others_hosts() -> None:
+    old = certificate("server1", "serial", "ca.crt")
+    play("--extra-vars=pki_renew_before_days=3651", "--limit=server2")
+    assert certificate("server2", "serial", "ca.crt") != old
+    assert certificate("server1", "serial", "ca.crt") == old
+    assert connect("server2", ADDRESSES["server1"], "server1") == "server2"
