@@ -53,7 +53,7 @@ def name(host: str) -> str:
     return f"ufw-{host}"
 
 
-def scan(source: str, address: str, ports: list[int], wait: float = 1.0) -> list[int]:
+def scan(source: str, address: str, ports: list[int], wait: float = 2.0) -> list[int]:
     """The TCP ports that answer a host."""
     request = json.dumps([address, sorted(set(ports)), wait]).encode()
     found: list[int] = json.loads(on(name(source), "python3", "-c", SCAN, stdin=request))
@@ -112,7 +112,7 @@ def services() -> Iterator[None]:
 def seen_from_outside(host: str) -> dict[str, list[int]]:
     """What answers the stranger, of all well-known ports and of those where something listens."""
     ports = [*range(1, 1025), *LISTEN, PUBLISHED, ROUTED]
-    return {address: scan("stranger", address, ports, wait=2.0) for address in (ADDRESSES[host], ADDRESSES6[host])}
+    return {address: scan("stranger", address, ports, wait=4.0) for address in (ADDRESSES[host], ADDRESSES6[host])}
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -168,7 +168,7 @@ def guarded(host: str) -> list[int]:
     return [
         port
         for address in (ADDRESSES[host], ADDRESSES6[host])
-        for port in scan("stranger", address, [PUBLISHED, ROUTED], wait=0.7)
+        for port in scan("stranger", address, [PUBLISHED, ROUTED], wait=1.0)
     ]
 
 
