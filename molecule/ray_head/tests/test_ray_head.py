@@ -176,7 +176,7 @@ def test_a_restart_cleans_up_what_the_last_life_left() -> None:
     LAB.inside("head", HEAD, "mkdir", "-p", *(f"{path}/logs" for path in old))
     LAB.inside("head", HEAD, "touch", "-d", "2020-01-01", *old, log, f"{spill}/leftover")
     LAB.on("head", "docker", "restart", HEAD)
-    until(60, "the head is well", lambda: LAB.nodes())
+    until(180, "the head is well", lambda: LAB.nodes())
     left = LAB.inside("head", HEAD, "sh", "-c", f"ls -d {ray}/session_20* {ray}/session_latest/logs/* {spill}/* ; true")
     assert not any(path in left for path in old[:2]), left
     assert "worker-old" not in left and "leftover" not in left
@@ -185,7 +185,7 @@ def test_a_restart_cleans_up_what_the_last_life_left() -> None:
 
 def test_ray_client_works_with_the_token_and_not_without() -> None:
     code = "import ray; ray.init('ray://127.0.0.1:10001'); print('sum', ray.get(ray.remote(sum).remote([1, 2])))"
-    assert "sum 3" in until(60, "Ray Client answers", lambda: LAB.inside("head", HEAD, "python3", "-c", code))
+    assert "sum 3" in until(180, "Ray Client answers", lambda: LAB.inside("head", HEAD, "python3", "-c", code))
     env = {"RAY_AUTH_TOKEN": "wrong" * 10, "RAY_AUTH_TOKEN_PATH": ""}
     refused = LAB.inside("head", HEAD, "timeout", "20", "python3", "-c", code, env=env, check=False)
     assert "sum 3" not in refused

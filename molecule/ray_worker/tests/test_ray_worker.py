@@ -44,7 +44,7 @@ def test_a_driver_on_a_worker_uses_that_worker() -> None:
         selector = json.dumps({"node": name.split("/")[1]})
         said = LAB.inside(
             "head", "ray_head-head-1", "ray", "job", "submit", "--entrypoint-num-cpus", "0.5",
-            "--entrypoint-label-selector", selector, "--", f'python3 -c "{code}"', check=False,
+            "--entrypoint-label-selector", selector, "--", "python3", "-c", code, check=False,
         )  # fmt: skip
         assert f"driver {name}" in said, said
         seen.add(name)
@@ -94,7 +94,7 @@ def test_a_worker_waits_for_a_head_that_is_away() -> None:
         )
     finally:
         LAB.on("head", "docker", "start", "ray_head-head-1")
-    until(60, "all nodes", all_there)
+    until(180, "all nodes", all_there)
 
 
 def test_scaling_by_one_number_leaves_the_others_running() -> None:
@@ -108,7 +108,7 @@ def test_scaling_by_one_number_leaves_the_others_running() -> None:
         assert now["worker-1"] == first["worker-1"]
         data = LAB.on("server1", "ls", "/var/lib/muster/ray_worker").split()
         assert set(data) == services
-    until(60, "all nodes", all_there)
+    until(180, "all nodes", all_there)
 
 
 def test_without_workers_the_project_is_gone() -> None:
