@@ -108,15 +108,15 @@ def plan(table: Mapping[str, Any], hosts: Sequence[Host]) -> dict[str, HostPlan]
 
 
 def firewall_rules(table: Mapping[str, Any], host: Host, hosts: Sequence[Host]) -> list[dict[str, Any]]:
-    """What must be open on a host, from the plan alone: a rule per service and per run of Ray node ports."""
+    """What must be open on a host, from the plan alone: a rule per service, one for all Ray nodes."""
     mine = plan_host(table, host)
     rules = []
     for entry in mine.services.values():
         rules.append(_rule(entry.first, entry.last, entry, sources(entry, host, hosts)))
     if mine.ray_nodes:
+        # The blocks stand side by side.
         ray = read_table(table)[RAY_NODE]
-        for first, last in _runs(mine.ray_nodes):
-            rules.append(_rule(first, last, ray, sources(ray, host, hosts)))
+        rules.append(_rule(mine.ray_nodes[0].first, mine.ray_nodes[-1].last, ray, sources(ray, host, hosts)))
     return [rule for rule in rules if rule["from"]]
 
 
@@ -155,16 +155,6 @@ def as_ports(first: int, last: int) -> str:
 
 def _rule(first: int, last: int, entry: Entry, allowed: list[str]) -> dict[str, Any]:
     return {"ports": as_ports(first, last), "proto": entry.proto, "from": allowed, "why": entry.why}
-
-
-def _runs(nodes: Sequence[RayNode]) -> Iterator[tuple[int, int]]:
-    first, last = nodes[0].first, nodes[0].last
-    for node in nodes[1:]:
-        if node.first != last + 1:
-            yield first, last
-            first = node.first
-        last = node.last
-    yield first, last
 
 
 def _ray_nodes(entry: Entry, host: Host) -> Iterator[RayNode]:

@@ -10,10 +10,14 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from muster.load import load_inventory
 
 ROOT = Path(__file__).resolve().parents[1]
+# A busy machine is no failure.
+settings.register_profile("muster", deadline=None, max_examples=60)
+settings.load_profile("muster")
 Vars = Mapping[str, Mapping[str, Any]]
 Groups = Mapping[str, list[str]]
 HOSTS = """
