@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "molecule/shared"))
+from canary import on  # noqa: E402
+
+EMPTY_TAR = bytes(10240)
 
 
 def images(host: str) -> list[str]:
@@ -40,7 +49,39 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 
 def test_nothing_of_the_build_is_left_in_the_image() -> None:
-    assert in_image("sh", "-c", "ls -d /build /usr/bin/gcc 2>/dev/null || true").strip() == ""
+    left = "ls -d /build /tmp/apt.list /usr/local/share/ca-certificates/* /usr/bin/gcc /opt/venv/bin/uv"
+    assert in_image("sh", "-c", f"{left} 2>/dev/null || true").strip() == ""
+
+
+def test_python_is_compiled_for_a_user_who_cannot_write_it() -> None:
+    code = "import ray, os, glob; print(len(glob.glob(os.path.dirname(ray.__file__) + '/__pycache__/*.pyc')))"
+    assert int(in_image("python", "-c", code)) > 10
+    assert "denied" in in_image("sh", "-c", "touch /opt/venv/x 2>&1 || true")
+
+
+def test_old_images_leave_a_host_when_a_new_one_comes() -> None:
+    host, (current,) = "node_image-server1", images("server1")
+    repository = current.rpartition(":")[0]
+    for number in range(3):
+        on(host, "docker", "import", "--change", "LABEL muster.image=node", f"--message=release {number}", "-",
+           f"{repository}:core-old{number}", stdin=EMPTY_TAR)  # fmt: skip
+    on(host, "docker", "import", "-", "somebody/elses:1", stdin=EMPTY_TAR)
+    on(host, "docker", "rmi", current)
+    try:
+        subprocess.run(
+            ["ansible-playbook", "--inventory=inventory/lab/groups.yml",
+             "--inventory=molecule/node_image/inventory/hosts.yml", "--limit=server1", "playbooks/images.yml"],
+            cwd=ROOT, check=True, capture_output=True,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "MOLECULE_SCENARIO_NAME": "node_image"},
+        )  # fmt: skip
+        ours = [image for image in images("server1") if image.startswith(repository)]
+        assert current in ours
+        assert len(ours) == 2
+        assert "somebody/elses:1" in images("server1")
+    finally:
+        for image in images("server1"):
+            if image != current:
+                on(host, "docker", "rmi", image)
 
 
 def test_the_infra_image_holds_what_its_services_run() -> None:
