@@ -134,7 +134,7 @@ def resolve(names: Sequence[str], host: Host, hosts: Sequence[Host]) -> list[str
         if is_network(name):
             found[name] = None
         else:
-            found.update((h.address, None) for h in hosts if name in h.groups and h.name != host.name)
+            found.update((other.address, None) for other in hosts if name in other.groups)
     found.pop(host.address, None)
     return list(found)
 

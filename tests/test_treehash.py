@@ -59,6 +59,14 @@ def test_every_change_shows(tree: Path, change: "object") -> None:
     assert tree_hash([str(tree)]) != before
 
 
+def test_a_content_that_looks_like_a_file_is_none(tmp_path: Path) -> None:
+    for clone, files in (("one", {"a": "1", "b": "2"}), ("two", {"a": "1package/b2"})):
+        (tmp_path / clone / "package").mkdir(parents=True)
+        for name, content in files.items():
+            (tmp_path / clone / "package" / name).write_text(content)
+    assert tree_hash(str(tmp_path / "one" / "package")) != tree_hash(str(tmp_path / "two" / "package"))
+
+
 def test_extra_counts(tree: Path) -> None:
     assert len({tree_hash([str(tree)], extra) for extra in ("", "core", "ml")}) == 3
 
