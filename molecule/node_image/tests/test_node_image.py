@@ -91,6 +91,7 @@ def test_the_infra_image_holds_what_its_services_run() -> None:
     infra = next(image for image in listing if "/muster/infra:" in image)
     programs = ["caddy", "docker-registry", "prometheus", "prometheus-alertmanager", "prometheus-node-exporter",
                 "prometheus-redis-exporter", "redis-server", "restic"]  # fmt: skip
-    command = ["docker", "run", "--rm", "--network", "none", infra, "sh", "-c", "command -v " + " ".join(programs)]
+    which = ["sh", "-c", 'for program; do command -v "$program"; done', "sh", *programs]
+    command = ["docker", "run", "--rm", "--network", "none", infra, *which]
     run = subprocess.run(command, capture_output=True, text=True)
     assert len(run.stdout.split()) == len(programs), run.stdout + run.stderr
