@@ -122,10 +122,16 @@ def render() -> Callable[..., str]:
         from ansible.plugins.loader import filter_loader, init_plugin_loader
         from ansible.template import Templar, trust_as_template
 
-        init_plugin_loader()
+        if "ansible_collections" not in sys.modules:
+            init_plugin_loader()
         filter_loader.add_directory(str(ROOT / "plugins/filter"))
         filter_loader.add_directory(str(ROOT / "roles" / role / "filter_plugins"))
-        known = {**_trusted(role_variables(role)), **hostvars.raw_get(host), "hostvars": hostvars, **variables}  # type: ignore[attr-defined]
+        known = {
+            **_trusted(role_variables(role)),
+            **hostvars.raw_get(host),
+            "hostvars": hostvars,
+            **_trusted(variables),
+        }
         loader = DataLoader()
         loader.set_basedir(str(ROOT / "roles" / role))
         text = (ROOT / "roles" / role / "templates" / template).read_text()
