@@ -28,6 +28,7 @@ class Inventory:
     raw: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     extra: Collection[str] = ()
     own: Collection[str] = ()
+    limit: Collection[str] = ()
 
     def members(self, group: str) -> list[str]:
         """Hosts of a group; none when there is no such group."""
@@ -37,6 +38,10 @@ class Inventory:
     def managed(self) -> list[str]:
         """Hosts that Muster sets up, and the builder."""
         return list(dict.fromkeys([*self.members("cluster"), *self.members("builder")]))
+
+    def in_this_run(self, group: str) -> list[str]:
+        """Hosts of a group that --limit leaves: what -e says is meant for them only."""
+        return [host for host in self.members(group) if not self.limit or host in self.limit]
 
     def overridden(self, host: str) -> Iterator[tuple[str, Any]]:
         """Variables that the inventory or -e sets, beside or against the repository's own values."""
@@ -145,7 +150,7 @@ def _table_groups(inv: Inventory) -> Iterator[Problem]:
 
 
 def _plans(inv: Inventory) -> Iterator[Problem]:
-    for host in inv.managed:
+    for host in dict.fromkeys([*inv.in_this_run("cluster"), *inv.in_this_run("builder")]):
         try:
             table = inv.hostvars[host].get("muster_ports", {})
             ports.plan_host(table, inventory.read_host(host, inv.hostvars, inv.groups, table))
@@ -197,7 +202,7 @@ def worker_sizes(
 
 
 def _declared_sizes(inv: Inventory) -> Iterator[Problem]:
-    for host in inv.members("cluster"):
+    for host in inv.in_this_run("cluster"):
         variables = inv.hostvars[host]
         cpus, memory = (inventory.value(variables, name) for name in ("muster_cpus", "muster_memory"))
         if cpus is None or memory is None:

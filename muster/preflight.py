@@ -40,8 +40,10 @@ def _spec(option: Mapping[str, Any]) -> dict[str, Any]:
     return wanted
 
 
-def inventory_problems(hostvars: HostVars, groups: Groups, own: Sequence[str] = ()) -> list[str]:
-    """Every mistake that the inventory and -e give away, one line each."""
+def inventory_problems(
+    hostvars: HostVars, groups: Groups, own: Sequence[str] = (), limit: Sequence[str] = ()
+) -> list[str]:
+    """Every mistake that the inventory and -e give away, one line each; `limit` are the hosts of this run."""
     names = {host for members in groups.values() for host in members}
     raw_get = getattr(hostvars, "raw_get", hostvars.get)
     inv = checks.Inventory(
@@ -51,6 +53,7 @@ def inventory_problems(hostvars: HostVars, groups: Groups, own: Sequence[str] = 
         raw={name: raw_get(name) or {} for name in names},
         extra=extra_names(),
         own=list(own),
+        limit=list(limit),
     )
     return report(checks.inventory_problems(inv, validate))
 

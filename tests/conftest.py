@@ -128,7 +128,7 @@ def render() -> Callable[..., str]:
         filter_loader.add_directory(str(ROOT / "roles" / role / "filter_plugins"))
         known = {
             **_trusted(role_variables(role)),
-            **hostvars.raw_get(host),
+            **cast(Any, hostvars).raw_get(host),
             "hostvars": hostvars,
             **_trusted(variables),
         }

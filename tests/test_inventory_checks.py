@@ -29,6 +29,7 @@ def problems(inventories: Inventories, monkeypatch: pytest.MonkeyPatch) -> Probl
     def run(
         hosts: str = HOSTS,
         own: Sequence[str] = (),
+        limit: Sequence[str] = (),
         extra: Mapping[str, Any] | None = None,
         **changes: Mapping[str, Any],
     ) -> list[str]:
@@ -36,7 +37,7 @@ def problems(inventories: Inventories, monkeypatch: pytest.MonkeyPatch) -> Probl
 
         monkeypatch.setattr(preflight, "extra_names", lambda: sorted(extra or {}))
         hostvars, groups = load_inventory([inventories.write(hosts, **changes)], extra)
-        return preflight.inventory_problems(hostvars, groups, own)
+        return preflight.inventory_problems(hostvars, groups, own, limit)
 
     return run
 
@@ -194,3 +195,11 @@ def test_all_problems_are_told_at_once(problems: Problems) -> None:
 
 def test_what_is_made_of_facts_is_not_judged_yet(problems: Problems) -> None:
     assert problems(server1={"ray_keep_sessions": "{{ ansible_facts['processor_vcpus'] }}"}) == []
+
+
+def test_what_is_said_with_a_limit_is_meant_for_those_hosts_only(problems: Problems) -> None:
+    small, large = {"muster_cpus": 4, "muster_memory": "8G"}, {"muster_cpus": 64, "muster_memory": "256G"}
+    extra = {"ray_workers": "5", "ray_worker_memory": "6G", "ray_worker_cpus": "2"}
+    assert problems(extra=extra, limit=["server1"], head=small, server1=large) == []
+    (line,) = problems(extra=extra, limit=["head"], head=small, server1=large)
+    assert line.startswith("head: ")
