@@ -72,7 +72,7 @@ def lint_checks() -> list[Check]:
         "bash": ["bash", "-c", 'for file; do bash -n "$file" || exit 1; done', "bash", *shell],
         "ansible-lint": ["ansible-lint", "--offline"],
     }
-    return [Check(f"lint:{name}", argv, 600) for name, argv in commands.items()]
+    return [Check(f"lint:{name}", argv, 900) for name, argv in commands.items()]
 
 
 def unit_checks() -> list[Check]:
@@ -269,6 +269,8 @@ def main() -> int:
     checks = choose(sys.argv[1:])
     runner = Runner(checks)
     started = time.monotonic()
+    # A CI system that gives up sends SIGTERM: nothing may go on running after that.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         runner.run()
     except KeyboardInterrupt:
