@@ -274,6 +274,9 @@ def main() -> int:
     try:
         runner.run()
     except KeyboardInterrupt:
+        # The same signal may come twice; the clean-up must not be what it stops.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         runner.abort()
         print("Interrupted. Hosts of scenarios that were running may be left: make down removes them.")
         return 130
