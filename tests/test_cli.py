@@ -1,8 +1,8 @@
 """The muster command: quick, and short about mistakes."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,12 +24,17 @@ def test_version_and_help() -> None:
 
 
 def test_help_is_there_at_once() -> None:
-    best = 9.0
-    for _ in range(3):
-        started = time.monotonic()
-        muster("--help")
-        best = min(best, time.monotonic() - started)
-    assert best < 0.3
+    # Time on the processor: a busy machine is not the command's fault.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    muster("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+
+
+def test_nothing_heavy_is_imported_for_help() -> None:
+    program = "import sys, muster.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"ansible", "ray", "pydantic", "jinja2"} & set(loaded.stdout.split())
 
 
 def test_the_plan_of_the_example() -> None:
