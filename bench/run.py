@@ -33,18 +33,14 @@ def play(*arguments: str) -> tuple[float, int, str]:
         env=dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg")),
     )  # fmt: skip
     if run.returncode:
-        raise SystemExit(
-            f"ansible-playbook {' '.join(arguments)} failed:\n{run.stdout[-3000:]}{run.stderr[-1000:]}"
-        )
+        raise SystemExit(f"ansible-playbook {' '.join(arguments)} failed:\n{run.stdout[-3000:]}{run.stderr[-1000:]}")
     changes = sum(int(count) for count in re.findall(r"changed=(\d+)", run.stdout))
     return time.perf_counter() - begin, changes, run.stdout
 
 
 def inventory() -> dict[str, list[str]]:
     """The lab's hosts by group."""
-    listing = subprocess.run(
-        ["ansible-inventory", "--list"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    listing = subprocess.run(["ansible-inventory", "--list"], cwd=ROOT, capture_output=True, text=True, check=True)
     return {name: group.get("hosts", []) for name, group in json.loads(listing.stdout).items()}
 
 
@@ -70,9 +66,7 @@ def scale() -> Figure:
     """site.yml with nothing to do on 2, 4 and 8 of the lab's hosts (start it with LAB_SERVERS=6 for all three)."""
     groups = inventory()
     hosts = ["head", *(host for host in groups["server"] if host != "head"), *groups["laptop"]]
-    times = {
-        n: round(play("site.yml", "--limit", ",".join(hosts[:n]))[0], 1) for n in (2, 4, 8) if n <= len(hosts)
-    }
+    times = {n: round(play("site.yml", "--limit", ",".join(hosts[:n]))[0], 1) for n in (2, 4, 8) if n <= len(hosts)}
     most, least = max(times), min(times)
     per_host = (times[most] - times[least]) / max(most - least, 1)
     return {"seconds by hosts": times, "seconds per added host": round(per_host, 2)}
@@ -102,9 +96,7 @@ def memory() -> Figure:
     """Memory of the head's and the workers' containers without jobs."""
     figures = {}
     for host in inventory()["server"]:
-        for line in on(
-            host, "docker", "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}"
-        ).splitlines():
+        for line in on(host, "docker", "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}").splitlines():
             name, used = line.split()[:2]
             if name.startswith("ray_"):
                 figures[f"{host}/{name}"] = used
@@ -130,9 +122,7 @@ def container(*more: str) -> list[str]:
             "--entrypoint", "", image("node")]  # fmt: skip
 
 
-def compare(
-    one: Callable[[], dict[str, float]], other: Callable[[], dict[str, float]], rounds: int
-) -> Figure:
+def compare(one: Callable[[], dict[str, float]], other: Callable[[], dict[str, float]], rounds: int) -> Figure:
     """Alternate two ways of doing the same and give medians and their ratio."""
     runs: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
     for _ in range(rounds):

@@ -65,9 +65,7 @@ def play(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def changed(output: str) -> dict[str, int]:
     """Count of changes per host from a play recap."""
-    return {
-        host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.M)
-    }
+    return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.M)}
 
 
 def alive_workers() -> dict[str, float]:
@@ -84,9 +82,7 @@ def alive_workers() -> dict[str, float]:
 def containers(host: str, project: str) -> dict[str, str]:
     """Id of every running container of a Compose project, by its service."""
     form = '{{.Label "com.docker.compose.service"}} {{.ID}}'
-    listing = on(
-        host, "docker", "ps", "--filter", f"label=com.docker.compose.project={project}", "--format", form
-    )
+    listing = on(host, "docker", "ps", "--filter", f"label=com.docker.compose.project={project}", "--format", form)
     return dict(line.split() for line in listing.splitlines())
 
 
@@ -149,9 +145,7 @@ def canary() -> Iterator[int]:
     )
     on("server1", "docker", "run", "-d", "--rm", "--name", "canary", "-p", "9999:9999", "--entrypoint", "python",
        image.strip(), "-m", "http.server", "9999")  # fmt: skip
-    until(
-        30, "the canary answers on its own host", lambda: scan("server1", {"127.0.0.1": [9999]})["127.0.0.1"]
-    )
+    until(30, "the canary answers on its own host", lambda: scan("server1", {"127.0.0.1": [9999]})["127.0.0.1"])
     yield 9999
     on("server1", "docker", "rm", "-f", "canary", check=False)
 
@@ -280,7 +274,7 @@ def test_a_power_cut_of_the_head_host_heals_by_itself() -> None:
     ("arguments", "words"),
     [
         (["-e", "ray_wrokers=5"], ["ray_wrokers", "ray_workers"]),
-        (["-e", "ray_worker_memory=900G"], ["900G"]),
+        (["-e", "ray_worker_memory=900G"], ["server1: 2 workers ask for 1800.0G", "server2", "lower ray_workers"]),
     ],
 )
 def test_a_bad_setting_gets_one_line_and_changes_nothing(arguments: list[str], words: list[str]) -> None:
