@@ -203,8 +203,9 @@ def test_the_head_killed_is_back_with_actor_job_and_nodes() -> None:
     )
     before = alive_workers()
     job = "drill-" + str(int(time.time()))
-    on("head", "docker", "exec", HEAD, "ray", "job", "submit", "--no-wait", "--submission-id", job,
-       "--entrypoint-num-cpus", "0.5", "--", "python", "-c", "import time; time.sleep(45); print('job is through')")  # fmt: skip
+    work = ["python", "-c", "import time; time.sleep(45); print('job is through')"]
+    submit = ["ray", "job", "submit", "--no-wait", "--submission-id", job, "--entrypoint-num-cpus", "0.5", "--", *work]
+    on("head", "docker", "exec", HEAD, *submit)
     status = ["docker", "exec", HEAD, "ray", "job", "status", job]
     until(60, "the job runs", lambda: "RUNNING" in on("head", *status))
 
