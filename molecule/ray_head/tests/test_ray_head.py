@@ -76,34 +76,39 @@ def test_a_driver_with_the_token_gets_in() -> None:
     assert "got in" in LAB.driver("print('got', 'in')")
 
 
+# How a client begins to speak HTTP/2; a server that talks to it answers with a frame of type 4 as well.
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+
+
 def handshake(context: ssl.SSLContext) -> bytes:
-    """Greet the control service as gRPC does; TLS 1.3 says no to a missing certificate only at the first read."""
+    """Greet the control service as gRPC does: whoever has no certificate gets nothing, not even a reason."""
     with socket.create_connection((ADDRESS, GCS), timeout=5) as plain, context.wrap_socket(plain) as wrapped:
-        wrapped.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
-        return wrapped.recv(64)
+        wrapped.sendall(GREETING)
+        try:
+            return wrapped.recv(64)
+        except (ssl.SSLError, ConnectionError):
+            return b""
 
 
 def test_the_control_service_wants_a_certificate_of_the_cluster(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        handshake(context)
+    assert handshake(context) == b""
 
     for name in ("host.crt", "host.key"):
         (tmp_path / name).write_text(LAB.on("head", "cat", f"/etc/muster/pki/{name}"))
     context.load_cert_chain(tmp_path / "host.crt", tmp_path / "host.key")
-    assert handshake(context), "with the host's own certificate the service must answer"
+    assert handshake(context)[3:4] == b"\x04", "with the host's own certificate the service must answer"
 
 
 def test_the_control_service_does_not_speak_without_tls() -> None:
     with socket.create_connection((ADDRESS, GCS), timeout=5) as plain:
-        plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
+        plain.sendall(GREETING)
         try:
             answer = plain.recv(64)
         except ConnectionError:
             answer = b""
-    # A gRPC server that speaks plain HTTP/2 would begin with a SETTINGS frame (type 4).
     assert answer[3:4] != b"\x04"
 
 
@@ -184,7 +189,7 @@ def test_a_restart_cleans_up_what_the_last_life_left() -> None:
 
 
 def test_ray_client_works_with_the_token_and_not_without() -> None:
-    code = "import ray; ray.init('ray://127.0.0.1:10001'); print('sum', ray.get(ray.remote(sum).remote([1, 2])))"
+    code = "import ray; ray.init('ray://127.0.0.1:10001'); print('sum', ray.get(ray.remote(lambda: 1 + 2).remote()))"
     assert "sum 3" in until(180, "Ray Client answers", lambda: LAB.inside("head", HEAD, "python3", "-c", code))
     env = {"RAY_AUTH_TOKEN": "wrong" * 10, "RAY_AUTH_TOKEN_PATH": ""}
     refused = LAB.inside("head", HEAD, "timeout", "20", "python3", "-c", code, env=env, check=False)
