@@ -58,8 +58,15 @@ soak: machine ## the cluster scenario again and again (ROUNDS=5)
 bench: machine ## the figures in bench/, measured on this machine
 	@python bench/run.py
 
-requirements: venv ## pins the newest versions that requirements/*.in allow
-	@for input in requirements/*.in; do
-	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
+requirements: venv ## pins the newest versions that requirements/*.in and images/node/*.in allow
+	@wheels=$${NODE_IMAGE_WHEELHOUSE:-$$(pip config get global.find-links 2>/dev/null || true)}
+	for input in requirements/*.in images/node/*.in; do
+	  more=(--universal)
+	  if [[ $$input == images/* ]]; then more=(--python-platform x86_64-manylinux_2_28 --no-emit-find-links); fi
+	  if [[ $$input == */ml.in ]]; then
+	    [[ -d $$wheels ]] || { echo "requirements: $$input skipped: NODE_IMAGE_WHEELHOUSE must name a folder with torch for CPUs"; continue; }
+	    more+=(--find-links "$$wheels")
+	  fi
+	  uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate --no-emit-index-url "$${more[@]}" \
 	    --custom-compile-command 'make requirements' "$$input" --output-file "$${input%.in}.txt"
 	done

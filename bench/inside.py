@@ -74,14 +74,14 @@ def main() -> None:
         )  # fmt: skip
         connect(f"{address}:26379")
 
-        @ray.remote
+        @ray.remote  # type: ignore[untyped-decorator, unused-ignore]
         def count(limit: int) -> int:
             total = 0
             for number in range(limit):
                 total += number
             return total
 
-        @ray.remote
+        @ray.remote  # type: ignore[untyped-decorator, unused-ignore]
         def make(size: int) -> bytes:
             return b"x" * size
 

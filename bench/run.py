@@ -94,7 +94,7 @@ def hello() -> Figure:
 
 def memory() -> Figure:
     """Memory of the head's and the workers' containers without jobs."""
-    figures = {}
+    figures: Figure = {}
     for host in inventory()["server"]:
         for line in on(host, "docker", "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}").splitlines():
             name, used = line.split()[:2]
