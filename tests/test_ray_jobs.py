@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 from ray_jobs import hello, nodes, smoke
 
@@ -13,7 +14,7 @@ def node(name: str, cpus: float = 1, state: str = "alive", id: str = "a" * 56) -
 
 
 def test_a_node_is_named_by_its_labels_and_else_by_its_id() -> None:
-    listing = [
+    listing: list[dict[str, Any]] = [
         {"node_id": "f" * 56, "state": "ALIVE", "labels": {"host": "server1", "node": "worker-2"},
          "resources_total": {"CPU": 2.0, "memory": 5.0}, "start_time_ms": 1000},
         {"node_id": "e" * 56, "state": "DEAD", "state_message": "gone", "labels": None, "resources_total": None},

@@ -99,7 +99,7 @@ class Lab:
         environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), MOLECULE_SCENARIO_NAME=self.name)
         inventories = [ROOT / "inventory/lab/groups.yml", ROOT / f"molecule/{self.name}/inventory/hosts.yml"]
         return subprocess.run(
-            ["ansible-playbook", *os.environ.get("MUSTER_LAB_ARGUMENTS", "").split(), *[part for path in inventories for part in ("-i", str(path))], *arguments],
+            ["ansible-playbook", *[part for path in inventories for part in ("-i", str(path))], *arguments],
             cwd=ROOT,
             env=environment,
             capture_output=True,
