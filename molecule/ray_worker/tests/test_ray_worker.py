@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
 from ray_lab import Lab, until
 
@@ -51,20 +53,25 @@ def test_a_driver_on_a_worker_uses_that_worker() -> None:
     assert seen == WORKERS
 
 
-def test_a_task_that_eats_all_memory_dies_alone() -> None:
+# Ray's monitor looks four times a second and says what it did; a task that is faster than that meets the kernel.
+@pytest.mark.parametrize(
+    ("pause", "deaths"),
+    [(0.05, {"OutOfMemoryError"}), (0.003, {"OutOfMemoryError", "WorkerCrashedError"})],
+    ids=["slowly", "at once"],
+)
+def test_a_task_that_eats_all_memory_dies_alone(pause: float, deaths: set[str]) -> None:
     before = LAB.containers("server1", "ray_worker")
     said = LAB.driver(
-        "from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On\n"
         "@ray.remote(max_retries=0)\n"
         "def eat():\n"
         "    import time\n"
         "    hoard = []\n"
         "    while True:\n"
-        "        hoard.append(bytearray(b'x' * 10_000_000)); time.sleep(0.003)\n"
+        f"        hoard.append(bytearray(b'x' * 10_000_000)); time.sleep({pause})\n"
         "try: ray.get(eat.remote())\n"
         "except ray.exceptions.RayError as error: print('died of', type(error).__name__)\n"
     )
-    assert "died of OutOfMemoryError" in said
+    assert said.rsplit("died of", 1)[-1].strip() in deaths, said
     assert LAB.containers("server1", "ray_worker") == before
     assert all_there()
 
