@@ -59,7 +59,8 @@ def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list
         *_addresses(inv),
         *_table_groups(inv),
         *_plans(inv),
-        *_ssh(inv),
+        *_doors(inv),
+        *_certificates(inv),
         *_declared_sizes(inv),
         *_secrets(inv),
     ]
@@ -161,20 +162,47 @@ def _plans(inv: Inventory) -> Iterator[Problem]:
             yield Problem(host, f"its ports cannot be planned: {_short(error)}", "correct the variable that it names")
 
 
-def _ssh(inv: Inventory) -> Iterator[Problem]:
+def _doors(inv: Inventory) -> Iterator[Problem]:
+    """Who is let in must exist: a misspelt group would be a door that stays shut without a word."""
     for host in inv.members("ufw"):
-        if "ufw_ssh_networks" not in inv.raw.get(host, {}):
-            continue
-        networks = ports.as_names(inv.hostvars[host]["ufw_ssh_networks"])
-        if not networks:
+        raw, variables = inv.raw.get(host, {}), inv.hostvars[host]
+        if "ufw_ssh_networks" in raw and not ports.as_names(variables["ufw_ssh_networks"]):
             yield Problem(
                 host, "ufw_ssh_networks is empty, which would shut out SSH", "name the networks you administer from"
             )
-        for name in networks:
-            if name != ports.ANY and not ports.is_network(name) and name not in inv.groups:
-                yield Problem(
-                    host, f"ufw_ssh_networks has {name!r}, which is no network", "write it like 10.0.0.0/24, or any"
-                )
+        for name, allowed in _let_in(raw, variables):
+            for who in ports.as_names(allowed):
+                if who != ports.ANY and not ports.is_network(who) and who not in inv.groups:
+                    close = meant(who, inv.groups)
+                    yield Problem(
+                        host,
+                        f"{name} has {who!r}, which is no network and no group",
+                        f"write {close}" if close else "write it like 10.0.0.0/24, or any",
+                    )
+
+
+def _let_in(raw: Mapping[str, Any], variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name in raw:
+        if name.endswith("_networks"):
+            yield name, variables[name]
+    extra = variables["ufw_extra_rules"] if "ufw_extra_rules" in raw else []
+    for rule in extra if isinstance(extra, list) else []:
+        if isinstance(rule, Mapping):
+            yield "ufw_extra_rules", rule.get("from")
+
+
+def _certificates(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.managed:
+        days, renew = (
+            inventory.value(inv.hostvars[host], name, inv.known.options.get(name, {}).get("default"))
+            for name in ("pki_host_days", "pki_renew_before_days")
+        )
+        if str(days).isdecimal() and str(renew).isdecimal() and 0 < int(days) <= int(renew):
+            yield Problem(
+                host,
+                f"pki_renew_before_days {renew} is not less than pki_host_days {days}: every run would renew",
+                "lower pki_renew_before_days, or raise pki_host_days",
+            )
 
 
 def worker_sizes(

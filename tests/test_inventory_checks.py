@@ -89,7 +89,19 @@ def test_a_registry_of_ones_own_needs_no_builder(problems: Problems) -> None:
         ),
         (
             {"ufw_ssh_networks": ["10.0.0.0/33"]},
-            "server1: ufw_ssh_networks has '10.0.0.0/33', which is no network. Fix:",
+            "server1: ufw_ssh_networks has '10.0.0.0/33', which is no network and no group. Fix:",
+        ),
+        (
+            {"ray_client_networks": ["ray_haed"]},
+            "server1: ray_client_networks has 'ray_haed', which is no network and no group. Fix: write ray_head.",
+        ),
+        (
+            {"ufw_extra_rules": [{"port": 80, "from": ["10.0.0.0/24", "servr"], "why": "mine"}]},
+            "server1: ufw_extra_rules has 'servr', which is no network and no group. Fix: write server.",
+        ),
+        (
+            {"pki_renew_before_days": 900},
+            "server1: pki_renew_before_days 900 is not less than pki_host_days 825: every run would renew. Fix: lower",
         ),
         ({"ufw_extra_rules": "none"}, "server1: ufw_extra_rules 'none' is not valid: "),
         (
