@@ -19,6 +19,8 @@ short_description: Writes a Compose project and compares it with what runs
 description:
   - Writes the Compose file, the files beside it and the data directories in one call.
   - A Compose file that C(docker compose config) refuses is not written.
+  - Files that C(check_command) refuses are not written either. It runs in a container without a network that is thrown
+    away, with the files and the host's certificates where the real one has them, below C(/etc/muster).
   - C(.env) gets C(MUSTER_REVISION), a hash of the files beside the Compose file and of the watched paths. Use it as a
     label, so that a service is made anew when a file that it mounts has changed.
 options:
@@ -31,6 +33,10 @@ options:
   data_root: {description: Holds C(directories) and nothing else; it goes with the project., type: path}
   watch: {description: Files of others that the containers read only when they start., type: list, elements: path,
     default: []}
+  check_image: {description: Image in which C(check_command) runs. A host that does not have it checks nothing., type: str}
+  check_command: {description: A program that judges C(files) and exits with 0 when they are good., type: list,
+    elements: str, default: []}
+  pki: {description: Directory of the host's certificates., type: path, default: /etc/muster/pki}
   gid: {description: Group of the files and the directories., type: int, default: 0}
   uid: {description: Owner of the data directories., type: int, default: 0}
 """
@@ -126,6 +132,35 @@ class Project:
                 msg=f"{self.path}/compose.yml was not written: docker compose refuses it: {error.strip()}"
             )
 
+    def check(self, files: dict[str, str]) -> None:
+        """Let the program itself judge its files before they take the old ones' place."""
+        image, command = self.module.params["check_image"], self.module.params["check_command"]
+        if not command or self.docker is None or all(self.has(name, content) for name, content in files.items()):
+            return
+        if self.run(self.docker, "image", "inspect", "--format", "{{.Id}}", image)[0]:
+            return
+        pki, uid, gid = self.module.params["pki"], self.module.params["uid"], self.module.params["gid"]
+        with tempfile.TemporaryDirectory() as scratch:
+            (Path(scratch) / "pki").mkdir()
+            for name, content in files.items():
+                (Path(scratch) / name).write_text(content)
+            for path in (Path(scratch), *Path(scratch).iterdir()):
+                os.chown(path, 0, gid)
+                path.chmod(0o750 if path.is_dir() else 0o640)
+            code, out, error = self.run(
+                self.docker, "run", "--rm", "--init", "--pull", "never", "--network", "none", "--memory", "512m",
+                "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", f"{uid}:{gid}",
+                "--volume", f"{scratch}:/etc/muster:ro", "--volume", f"{pki}:/etc/muster/pki:ro",
+                "--entrypoint", command[0], image, *command[1:],
+            )  # fmt: skip
+        if code:
+            said = " ".join((out + error).split())[-1500:]
+            self.module.fail_json(msg=f"{self.path}: its files were not written: {command[0]} refuses them: {said}")
+
+    def has(self, name: str, content: str) -> bool:
+        path = self.path / name
+        return path.is_file() and path.read_text() == content
+
     def revision(self, files: dict[str, str], watch: list[str]) -> str:
         digest = hashlib.sha256()
         for name in sorted(files):
@@ -177,8 +212,9 @@ class Project:
         files = {name: str(content) for name, content in params["files"].items()}
         environment = f"MUSTER_REVISION={self.revision(files, params['watch'])}\n"
         compose_file = self.path / "compose.yml"
-        if not compose_file.is_file() or compose_file.read_text() != params["compose"]:
+        if not self.has("compose.yml", params["compose"]):
             self.validate(params["compose"], environment)
+        self.check(files)
         self.directory(self.path, 0o750, 0, gid)
         for path in params["directories"]:
             self.directory(Path(path), 0o750, uid, gid)
@@ -226,6 +262,9 @@ def main() -> None:
             "directories": {"type": "list", "elements": "path", "default": []},
             "data_root": {"type": "path"},
             "watch": {"type": "list", "elements": "path", "default": []},
+            "check_image": {"type": "str"},
+            "check_command": {"type": "list", "elements": "str", "default": []},
+            "pki": {"type": "path", "default": "/etc/muster/pki"},
             "gid": {"type": "int", "default": 0},
             "uid": {"type": "int", "default": 0},
         },
