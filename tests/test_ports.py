@@ -15,6 +15,7 @@ from muster.errors import MusterError
 ROOT = Path(__file__).resolve().parents[1]
 TABLE: dict[str, Any] = yaml.safe_load((ROOT / "group_vars/all/ports.yml").read_text())["muster_ports_default"]
 MOST_WORKERS = 33
+CELERY = ("celery_redis", "celery_worker", "celery_beat", "celery_metrics", "flower")
 NETWORKS = ("198.51.100.0/24", "2001:db8::/64", "203.0.113.7")
 
 
@@ -28,7 +29,7 @@ def fleets(draw: st.DrawFn) -> list[ports.Host]:
     hosts = []
     for number in range(draw(st.integers(1, 8))):
         groups = {"server" if draw(st.booleans()) else "laptop", "cluster", "ray_worker"}
-        groups |= {group for group in ("ray_head", "registry") if draw(st.booleans())}
+        groups |= {group for group in ("ray_head", "registry", *CELERY) if draw(st.booleans())}
         hosts.append(
             ports.Host(
                 name=f"host{number}",
@@ -36,7 +37,10 @@ def fleets(draw: st.DrawFn) -> list[ports.Host]:
                 groups=frozenset(groups),
                 workers=draw(st.integers(0, MOST_WORKERS)),
                 worker_ports=draw(st.sampled_from([None, 1, 50, 250])),
-                networks={"ray_client_networks": tuple(draw(st.lists(st.sampled_from(NETWORKS), unique=True)))},
+                networks={
+                    name: tuple(draw(st.lists(st.sampled_from(NETWORKS), unique=True)))
+                    for name in ("ray_client_networks", "celery_client_networks")
+                },
             )
         )
     return hosts
@@ -113,7 +117,8 @@ def test_the_firewall_opens_the_plan_and_nothing_else(hosts: list[ports.Host]) -
 @given(fleets())
 def test_only_those_whom_the_table_names_may_connect(hosts: list[ports.Host]) -> None:
     members = {
-        group: {h.address for h in hosts if group in h.groups} for group in ("ray_head", "ray_worker", "cluster")
+        group: {h.address for h in hosts if group in h.groups}
+        for group in ("ray_head", "ray_worker", "cluster", *CELERY)
     }
     for host in hosts:
         for rule in ports.firewall_rules(TABLE, host, hosts):
@@ -126,11 +131,21 @@ def test_only_those_whom_the_table_names_may_connect(hosts: list[ports.Host]) ->
 
 def test_what_is_for_the_host_itself_is_never_opened() -> None:
     hosts = [
-        ports.Host("head", "10.0.0.1", frozenset({"ray_head", "cluster"})),
+        ports.Host("head", "10.0.0.1", frozenset({"ray_head", "cluster", *CELERY})),
         ports.Host("b", "10.0.0.2", frozenset({"cluster"})),
     ]
     found = opened(ports.firewall_rules(TABLE, hosts[0], hosts))
-    assert not {8265, 10001, 23000, 44217, 44227} & set(found)
+    assert not {5555, 6380, 8265, 9540, 10001, 23000, 44217, 44227} & set(found)
+
+
+def test_the_broker_is_open_to_who_runs_celery_and_to_applications_that_are_named() -> None:
+    hosts = [
+        ports.Host("head", "10.0.0.1", frozenset({"celery_redis"}), networks={"celery_client_networks": NETWORKS[:1]}),
+        ports.Host("b", "10.0.0.2", frozenset({"celery_worker"})),
+        ports.Host("c", "10.0.0.3", frozenset({"ray_worker"})),
+    ]
+    rules = {rule["ports"]: rule["from"] for rule in ports.firewall_rules(TABLE, hosts[0], hosts)}
+    assert rules == {"6380": ["10.0.0.2", NETWORKS[0]]}
 
 
 def test_ray_client_is_opened_to_the_networks_that_are_named() -> None:

@@ -33,7 +33,7 @@ options:
   data_root: {description: Holds C(directories) and nothing else; it goes with the project., type: path}
   watch: {description: Files of others that the containers read only when they start., type: list, elements: path,
     default: []}
-  check_image: {description: Image in which C(check_command) runs. A host that does not have it checks nothing., type: str}
+  check_image: {description: Image in which C(check_command) runs. Without it nothing is checked., type: str}
   check_command: {description: A program that judges C(files) and exits with 0 when they are good., type: list,
     elements: str, default: []}
   pki: {description: Directory of the host's certificates., type: path, default: /etc/muster/pki}
