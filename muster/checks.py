@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from muster import inventory, ports, sizing
+from muster import celery_sizing, inventory, ports, sizing
+from muster.celery_schedule import schedule_mistakes, zone_exists
 from muster.errors import MusterError
 from muster.known import CONNECTION, Known
 from muster.problems import COMMAND_LINE, INVENTORY, Problem, meant
@@ -62,6 +63,9 @@ def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list
         *_doors(inv),
         *_certificates(inv),
         *_declared_sizes(inv),
+        *_broker(inv),
+        *_celery_workers(inv),
+        *_schedules(inv),
         *_secrets(inv),
     ]
     if validate:
@@ -213,7 +217,10 @@ def worker_sizes(
     kept = [inventory.value(variables, "ray_reserve_memory", 0)]
     if "ray_head" in member:
         kept.append(inventory.value(variables, "ray_head_memory", 0))
-    if "ray_worker" not in member:
+    celery = celery_sizing.celery_reserve(variables, member, size["cpus"], host)
+    kept += celery
+    if "ray_worker" not in member or sizing.count(inventory.worker_spec(variables, member), host=host) == 0:
+        _refuse_too_much(sizing.reserve(kept), sum(celery), size["memory_mb"] * sizing.MIB, host)
         return []
     return sizing.ray_workers(
         inventory.worker_spec(variables, member),
@@ -229,6 +236,17 @@ def worker_sizes(
     )
 
 
+def _refuse_too_much(kept: int, celery: int, memory: int, host: str) -> None:
+    """Without Ray workers nothing shrinks to make room."""
+    if celery and kept > memory:
+        raise MusterError(
+            f"Celery asks for {sizing.human(celery)} of memory and {sizing.human(kept - celery)} are kept for the "
+            f"host, which has {sizing.human(memory)}",
+            fix="lower concurrency or memory in celery_workers, or celery_redis_memory",
+            host=host,
+        )
+
+
 def _declared_sizes(inv: Inventory) -> Iterator[Problem]:
     for host in inv.in_this_run("cluster"):
         variables = inv.hostvars[host]
@@ -241,6 +259,68 @@ def _declared_sizes(inv: Inventory) -> Iterator[Problem]:
             worker_sizes(host, variables, inv.groups, size)
         except MusterError as error:
             yield Problem.of(error)
+
+
+def _broker(inv: Inventory) -> Iterator[Problem]:
+    """Whoever sends or takes tasks needs the one broker."""
+    brokers = inv.members("celery_redis")
+    if brokers == inv.members("ray_head") and len(brokers) != 1:
+        return  # As a rule it is the head; what is wrong with that group has been said.
+    if len(brokers) > 1:
+        yield Problem(
+            INVENTORY,
+            f"celery_redis has {len(brokers)} hosts: {', '.join(sorted(brokers))}",
+            "leave one of them in celery_redis",
+        )
+    for host in brokers:
+        if host in inv.members("laptop") and host not in inv.members("ray_head"):
+            yield Problem(host, "has Celery's broker and is a laptop", "put a host into celery_redis that is always on")
+    users = [group for group in ("celery_worker", "celery_beat", "celery_metrics", "flower") if inv.members(group)]
+    if users and not brokers:
+        yield Problem(
+            INVENTORY,
+            f"the group celery_redis is empty, and {', '.join(users)} need Celery's broker",
+            "put one host into celery_redis (the head will do), or empty those groups, too",
+        )
+
+
+def _celery_workers(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.in_this_run("celery_worker"):
+        try:
+            served_queues(host, inv.hostvars[host], inv.groups)
+        except MusterError as error:
+            yield Problem.of(error)
+
+
+def served_queues(host: str, variables: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> set[str]:
+    """The queues that a host's workers serve; how many CPUs it has does not matter here."""
+    member = inventory.groups_of(groups).get(host, frozenset())
+    workers = celery_sizing.celery_workers(
+        inventory.value(variables, "celery_workers"),
+        host_cpus=inventory.value(variables, "muster_cpus", 2),
+        ray=celery_sizing.runs_ray(variables, member, host),
+        host=host,
+    )
+    return {queue for worker in workers for queue in worker["queues"]}
+
+
+def _schedules(inv: Inventory) -> Iterator[Problem]:
+    """The schedule is one for the cluster; each beat must have the same."""
+    served: set[str] = set()
+    for host in inv.members("celery_worker"):
+        try:
+            served |= served_queues(host, inv.hostvars[host], inv.groups)
+        except MusterError:
+            return
+    for host in inv.in_this_run("celery_beat"):
+        variables = inv.hostvars[host]
+        where = COMMAND_LINE if "celery_schedule" in inv.extra else host
+        # [] where somebody writes `celery_schedule:` and nothing after it.
+        for problem, fix in schedule_mistakes(inventory.value(variables, "celery_schedule", []), served or None):
+            yield Problem(where, problem, fix)
+        zone = inventory.value(variables, "celery_timezone", "UTC")
+        if not zone_exists(zone):
+            yield Problem(host, f"celery_timezone {zone!r} is unknown", "name it like Europe/Berlin")
 
 
 def _secrets(inv: Inventory) -> Iterator[Problem]:

@@ -128,6 +128,7 @@ def _fit(
                     f"ray_head_memory is {sizing.human(head)}, the host has {total}",
                     "lower ray_head_memory, or make a larger host the head",
                 )
+                return
         worker_sizes(one.name, variables, groups, {**one.probe, "gpus": len(one.probe["gpus"])})
     except MusterError as error:
         yield Problem.of(error, one.name)

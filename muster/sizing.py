@@ -191,14 +191,21 @@ def _memory(wanted: list[dict[str, Any]], total: int, kept: int, host: str) -> l
         if "memory" in e
     }
     free = total - kept
+    if free <= 0:
+        raise MusterError(
+            f"nothing is left for Ray workers: the host has {human(total)}, and {human(kept)} are kept for it, "
+            "for Celery and for Ray's head",
+            fix="lower ray_reserve_memory, or concurrency and memory in celery_workers, or set ray_workers: 0",
+            host=host,
+        )
     open_ones = len(wanted) - len(given)
     share = max(free - sum(given.values()), 0) // open_ones // MIB * MIB if open_ones else 0
     result = [given.get(i, share) for i in range(len(wanted))]
     if sum(result) > free:
         raise MusterError(
             f"{_workers(result)} for {human(sum(result))} of memory, "
-            f"the host has {human(total)} and keeps {human(kept)} for itself",
-            fix="lower ray_workers or ray_worker_memory, or ray_reserve_memory",
+            f"the host has {human(total)} and keeps {human(kept)} for itself and Celery",
+            fix="lower ray_workers or ray_worker_memory, or celery_workers, or ray_reserve_memory",
             host=host,
         )
     if min(result) < SMALLEST_WORKER:

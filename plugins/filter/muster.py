@@ -16,7 +16,7 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 try:
-    from muster import inventory, preflight, sizing, treehash
+    from muster import celery_sizing, inventory, preflight, sizing, treehash
     from muster.errors import MusterError
 except ImportError as error:
     raise AnsibleFilterError(
@@ -35,6 +35,12 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _visibility(time_limit: Any, max_countdown: Any) -> int:
+    from muster.celery_times import visibility
+
+    return int(visibility(int(time_limit), int(max_countdown)))
+
+
 class FilterModule:
     """Where Ansible looks for filters."""
 
@@ -44,6 +50,10 @@ class FilterModule:
             "muster_port_plan": _plain(inventory.port_plan),
             "muster_firewall_rules": _plain(inventory.firewall_rules),
             "muster_ray_workers": _plain(sizing.ray_workers),
+            "muster_celery_workers": _plain(celery_sizing.workers_of),
+            "muster_celery_reserve": _plain(celery_sizing.reserve_of),
+            "muster_celery_redis_limit": _plain(celery_sizing.redis_limit),
+            "muster_celery_visibility": _plain(_visibility),
             "muster_memory": _plain(sizing.parse_memory),
             "muster_tree_hash": _plain(treehash.tree_hash),
             "muster_inventory_problems": _plain(preflight.inventory_problems),

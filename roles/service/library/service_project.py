@@ -31,8 +31,12 @@ options:
   files: {description: Files beside it as name to content. Readable by the group alone., type: dict, default: {}}
   directories: {description: Data directories that belong to the group., type: list, elements: path, default: []}
   data_root: {description: Holds C(directories) and nothing else; it goes with the project., type: path}
-  watch: {description: Files of others that the containers read only when they start., type: list, elements: path,
-    default: []}
+  watch:
+    description:
+      - Files of others that the containers read only when they start. Of a link to a directory its target counts.
+    type: list
+    elements: path
+    default: []
   check_image: {description: Image in which C(check_command) runs. Without it nothing is checked., type: str}
   check_command: {description: A program that judges C(files) and exits with 0 when they are good., type: list,
     elements: str, default: []}
@@ -167,7 +171,11 @@ class Project:
             digest.update(f"{name}\0{files[name]}\0".encode())
         for name in watch:
             path = Path(name)
-            digest.update(name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0")
+            if path.is_symlink() and path.is_dir():
+                content = str(path.readlink()).encode()
+            else:
+                content = path.read_bytes() if path.is_file() else b""
+            digest.update(name.encode() + b"\0" + content + b"\0")
         return digest.hexdigest()[:12]
 
     def containers(self) -> dict[str, tuple[str, str]]:

@@ -1,0 +1,44 @@
+"""Ask a lab's broker, as any of its users, with the redis-cli of its own container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ray_lab import ROOT, Lab
+
+SECRETS = ROOT / ".secrets/lab"
+REDIS = "celery_redis-redis-1"
+TLS = ("--tls", "--cacert", "/etc/muster/pki/ca.crt")
+
+
+def secret(name: str) -> str:
+    """A generated secret; Ansible's lookup keeps more than the password in the file."""
+    return Path(SECRETS / name).read_text().split()[0]
+
+
+class Broker:
+    """The Redis of one lab."""
+
+    def __init__(self, lab: Lab, host: str = "head") -> None:
+        self.lab, self.host = lab, host
+
+    def ask(
+        self,
+        user: str,
+        *command: str,
+        password: str | None = None,
+        stdin: str | None = None,
+        options: tuple[str, ...] = TLS,
+    ) -> str:
+        """What Redis says to a user, mistakes included; "" asks without a login."""
+        env = {"REDISCLI_AUTH": secret(f"celery_{user}_password") if password is None else password} if user else {}
+        login = ("--user", user) if user else ()
+        said = self.lab.inside(
+            self.host, REDIS, "timeout", "20", "redis-cli", "-h", "127.0.0.1", "-p", "6380", *options, *login, *command,
+            env=env, check=False, stdin=stdin or "",
+        )  # fmt: skip
+        return said.strip()
+
+    def healthy(self) -> bool:
+        """What the container's own health check says now."""
+        return self.lab.inside(self.host, REDIS, "sh", "/etc/muster/healthy.sh", "6380", check=False).strip() == "PONG"
