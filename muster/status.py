@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 GIB = 2**30
+SHOWN_TASKS = 4
 COLUMNS = ("node", "ray", "cpus", "memory", "objects", "container", "image")
 
 
@@ -36,11 +37,14 @@ def status(
     hosts: Mapping[str, str | None],
     ray: Mapping[str, Any] | None,
     may_sleep: Sequence[str] = (),
+    celery: Mapping[str, Any] | None = None,
+    celery_planned: Sequence[str] = (),
 ) -> str:
     """The screen.
 
     planned: names of the Ray nodes of each host; hosts: what `docker ps` said there, None when it was not reached;
-    ray: what `python -m ray_jobs.nodes` said, None when the head did not answer.
+    ray: what `python -m ray_jobs.nodes` said, None when the head did not answer; celery: what
+    `python -m celery_app.status` said; celery_planned: names of the workers that the inventory wants.
     """
     alive = {node["name"]: node for node in (ray or {}).get("nodes", []) if node["state"] == "alive"}
     there = {host: containers(listing) for host, listing in hosts.items() if listing is not None}
@@ -69,7 +73,42 @@ def status(
     lines += [f"not planned: {name}: run site.yml --tags ray" for name in sorted(set(alive) - set(names))]
     away = [host for host in hosts if hosts[host] is None and not planned.get(host)]
     lines += [f"away: {host}" for host in away]
+    if celery is not None or celery_planned:
+        lines += ["", *celery_lines(celery, celery_planned)]
     return "\n".join(lines)
+
+
+def celery_lines(celery: Mapping[str, Any] | None, planned: Sequence[str]) -> list[str]:
+    """Queues, and who works on what."""
+    if celery is None:
+        return ["Celery's broker does not answer: see `docker compose logs` in celery_redis and celery_metrics."]
+    queues, workers, dead = celery["queues"], celery["workers"], celery["dead"]
+    waiting = sum(sum(lengths.values()) for lengths in queues.values())
+    held = sum(len(worker["tasks"]) for worker in workers.values())
+    lines = [f"Celery: {_tasks(waiting)} waiting, {held} with workers, {dead} dead letters"]
+    if queues:
+        priorities = list(next(iter(queues.values())))
+        rows = [("queue", *priorities), *((name, *lengths.values()) for name, lengths in queues.items())]
+        lines += ["", *columns(rows)]
+    alive = {name for name, worker in workers.items() if (worker["lease"] or 0) > 0}
+    names = [*planned, *sorted(set(workers) - set(planned))]
+    if names:
+        rows = [("worker", "state", "works on")]
+        for name in names:
+            tasks = [f"{task['task']} {task['id'][:8]}" for task in workers.get(name, {"tasks": []})["tasks"]]
+            more = f" and {len(tasks) - SHOWN_TASKS} more" if len(tasks) > SHOWN_TASKS else ""
+            state = "alive" if name in alive else "dead"
+            rows.append((name, state if name in workers else "missing", ", ".join(tasks[:SHOWN_TASKS]) + more or "-"))
+        lines += ["", *columns(rows)]
+    for name in planned:
+        if name not in alive:
+            host = name.split("/", 1)[0]
+            lines.append(f"missing: Celery worker {name}: run site.yml --tags celery --limit {host}")
+    return lines
+
+
+def _tasks(number: int) -> str:
+    return "1 task is" if number == 1 else f"{number} tasks are"
 
 
 def _summary(alive: Mapping[str, Any], names: Sequence[str], ray: Mapping[str, Any] | None) -> str:

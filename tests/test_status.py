@@ -60,3 +60,33 @@ def test_a_silent_head_is_the_first_line() -> None:
     text = status({"head": ["head"]}, {"head": docker(("ray_head", "head", "Exited (1) 5 minutes ago"))}, None)
     assert text.startswith("The head does not answer")
     assert "its container says Exited (1) 5 minutes ago, the head says nothing" in text
+
+
+CELERY = {
+    "queues": {"default": {"critical": 1, "normal": 2, "low": 0, "batch": 0}},
+    "workers": {
+        "head/default-data": {"lease": 21.5, "tasks": [{"task": "app.report", "id": "0123456789", "queue": "default"}]},
+        "server1/ml": {"lease": -3.0, "tasks": []},
+        "old/ml": {"lease": None, "tasks": [{"task": "app.train", "id": "abcdefgh-1", "queue": "ml"}] * 6},
+    },
+    "dead": 4,
+}
+
+
+def test_celery_is_there_with_its_queues_and_who_works_on_what() -> None:
+    text = status(
+        {"head": ["head"]}, {"head": ""}, ray("head/head"), (), CELERY, ["head/default-data", "server1/ml", "x/y"]
+    )
+    assert "Celery: 3 tasks are waiting, 7 with workers, 4 dead letters" in text
+    assert "queue    critical  normal  low  batch\ndefault  1         2       0    0" in text
+    assert "head/default-data  alive    app.report 01234567\n" in text
+    assert "old/ml             dead     app.train abcdefgh, app.train" in text and "and 2 more" in text
+    assert "server1/ml         dead     -" in text and "x/y                missing  -" in text
+    assert "missing: Celery worker server1/ml: run site.yml --tags celery --limit server1" in text
+    assert "missing: Celery worker x/y" in text and "missing: Celery worker head" not in text
+
+
+def test_a_broker_that_does_not_answer_is_said() -> None:
+    text = status({"head": ["head"]}, {"head": ""}, ray("head/head"), (), None, ["head/default-data"])
+    assert "Celery's broker does not answer" in text
+    assert "Celery" not in status({"head": ["head"]}, {"head": ""}, ray("head/head"))
