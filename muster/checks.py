@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from muster import celery_sizing, inventory, ports, sizing
+from muster import celery_sizing, celery_times, inventory, ports, sizing
 from muster.celery_schedule import schedule_mistakes, zone_exists
 from muster.errors import MusterError
 from muster.known import CONNECTION, Known
@@ -65,6 +65,7 @@ def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list
         *_declared_sizes(inv),
         *_broker(inv),
         *_celery_workers(inv),
+        *_times(inv),
         *_schedules(inv),
         *_secrets(inv),
     ]
@@ -302,6 +303,46 @@ def served_queues(host: str, variables: Mapping[str, Any], groups: Mapping[str, 
         host=host,
     )
     return {queue for worker in workers for queue in worker["queues"]}
+
+
+TIMES = ("celery_soft_time_limit", "celery_time_limit", "celery_max_countdown", "celery_visibility_timeout")
+SHORTEST_LEASE = 15
+
+
+def _times(inv: Inventory) -> Iterator[Problem]:
+    """What the promise rests on: no task is handed out again while its worker may still be at it."""
+    hosts = dict.fromkeys([*inv.in_this_run("celery_worker"), *inv.in_this_run("celery_beat")])
+    for host in hosts:
+        try:
+            soft, hard, countdown, visibility = (
+                sizing.parse_count(inventory.value(inv.hostvars[host], name, 0), what=name, host=host) for name in TIMES
+            )
+            lease = sizing.parse_count(
+                inventory.value(inv.hostvars[host], "celery_lease", 0), what="celery_lease", host=host
+            )
+        except MusterError as error:
+            yield Problem.of(error)
+            continue
+        if not 0 < soft < hard:
+            yield Problem(
+                host,
+                f"celery_soft_time_limit {soft} is not between 0 and celery_time_limit {hard}",
+                "lower it, or raise celery_time_limit: a task that is told to end needs time to do so",
+            )
+        needed = celery_times.visibility(hard, countdown)
+        if visibility < needed:
+            yield Problem(
+                host,
+                f"celery_visibility_timeout {visibility} is too short: a task of {hard} s after a countdown of "
+                f"{countdown} s would run twice",
+                f"remove it, or raise it to {needed}",
+            )
+        if lease < SHORTEST_LEASE:
+            yield Problem(
+                host,
+                f"celery_lease {lease} is too short: workers that are only slow would count as dead",
+                f"raise it to {SHORTEST_LEASE} or more",
+            )
 
 
 def _schedules(inv: Inventory) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from celery.schedules import crontab_parser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muster import celery_schedule, celery_sizing, checks
+from muster import celery_schedule, celery_sizing, celery_times, checks
 from muster.celery_sizing import celery_workers
 from muster.errors import MusterError
 from muster.known import known
@@ -198,6 +198,36 @@ def test_a_schedule_that_is_none_or_right(problems: Problems) -> None:
 def test_a_time_zone_for_all_that_does_not_exist(problems: Problems) -> None:
     (line,) = problems(all={"celery_timezone": "Mars/Olympus"})
     assert line.startswith("head, server1: celery_timezone 'Mars/Olympus' is unknown. Fix: name it like")
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        (
+            {"celery_visibility_timeout": 3600},
+            "celery_visibility_timeout 3600 is too short: a task of 660 s after a count",
+        ),
+        ({"celery_soft_time_limit": 660}, "celery_soft_time_limit 660 is not between 0 and celery_time_limit 660. Fix"),
+        ({"celery_time_limit": 600}, "celery_soft_time_limit 600 is not between 0 and celery_time_limit 600. Fix"),
+        (
+            {"celery_lease": 5},
+            "celery_lease 5 is too short: workers that are only slow would count as dead. Fix: raise it",
+        ),
+        ({"celery_max_countdown": "1d"}, "celery_max_countdown is '1d', which is not a whole number. Fix"),
+    ],
+)
+def test_times_that_would_break_the_promise(problems: Problems, variables: dict[str, Any], line: str) -> None:
+    found = [line for line in problems(all=variables) if "cannot be read" not in line and "is not valid" not in line]
+    assert len(found) == 1 and f": {line}" in found[0], found
+
+
+def test_longer_limits_raise_what_the_broker_waits(problems: Problems) -> None:
+    assert problems(all={"celery_time_limit": 7200, "celery_max_countdown": 604800}) == []
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**7))
+def test_the_broker_waits_longer_than_any_task_may_be_held(time_limit: int, countdown: int) -> None:
+    assert celery_times.visibility(time_limit, countdown) > countdown + time_limit + min(60, time_limit)
 
 
 PARTS = st.one_of(

@@ -16,7 +16,7 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 try:
-    from muster import celery_sizing, inventory, preflight, sizing, treehash
+    from muster import celery_sizing, celery_times, inventory, preflight, sizing, treehash
     from muster.errors import MusterError
 except ImportError as error:
     raise AnsibleFilterError(
@@ -36,9 +36,7 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _visibility(time_limit: Any, max_countdown: Any) -> int:
-    from muster.celery_times import visibility
-
-    return int(visibility(int(time_limit), int(max_countdown)))
+    return celery_times.visibility(int(time_limit), int(max_countdown))
 
 
 class FilterModule:
