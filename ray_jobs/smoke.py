@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,8 @@ class Planned:
     may_sleep: bool = False
 
 
-def differences(planned: Sequence[Planned], alive: Sequence[nodes.Node]) -> list[str]:
-    """What is not as planned, one line each."""
+def differences(planned: Sequence[Planned], alive: Sequence[nodes.Node], others: Collection[str] = ()) -> list[str]:
+    """What is not as planned, one line each; the nodes of other hosts are not judged."""
     found = []
     by_name = {node.name: node for node in alive}
     for plan in planned:
@@ -37,18 +37,24 @@ def differences(planned: Sequence[Planned], alive: Sequence[nodes.Node]) -> list
         elif node.cpus != plan.cpus:
             found.append(f"{plan.name} has {node.cpus:g} CPUs, planned are {plan.cpus:g}: run site.yml --tags ray")
     names = [plan.name for plan in planned]
-    found += [f"{name} is alive but not planned: run site.yml --tags ray" for name in by_name if name not in names]
+    found += [
+        f"{name} is alive but not planned: run site.yml --tags ray"
+        for name in by_name
+        if name not in names and name.split("/")[0] not in others
+    ]
     doubles = {node.name for node in alive if sum(other.name == node.name for other in alive) > 1}
     return found + [f"{name} is alive twice" for name in sorted(doubles)]
 
 
-def wait_for_nodes(planned: Sequence[Planned], seconds: float) -> tuple[list[nodes.Node], list[str]]:
+def wait_for_nodes(
+    planned: Sequence[Planned], seconds: float, others: Collection[str] = ()
+) -> tuple[list[nodes.Node], list[str]]:
     """The nodes that are alive, and what is wrong with them once the time is over."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             alive = [node for node in nodes.listing() if node.state == "alive"]
-            problems = differences(planned, alive)
+            problems = differences(planned, alive, others)
         except ConnectionError as error:
             alive, problems = [], [str(error)]
         if not problems or time.monotonic() > deadline:
@@ -109,13 +115,14 @@ def report(alive: Sequence[nodes.Node], result: hello.Result | None, refused: di
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ray_jobs.smoke", description=__doc__.splitlines()[0])
     parser.add_argument("--planned", default="[]", help="JSON: a list of {name, cpus, may_sleep}")
+    parser.add_argument("--others", default="[]", help="JSON: hosts whose nodes are not judged")
     parser.add_argument("--wait", type=float, default=30, help="seconds until the nodes have to be there")
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=1_000_000)
     options = parser.parse_args(argv)
     planned = [Planned(**item) for item in json.loads(options.planned)]
 
-    alive, problems = wait_for_nodes(planned, options.wait)
+    alive, problems = wait_for_nodes(planned, options.wait, json.loads(options.others))
     refused: dict[str, int] = {}
     result = None
     if alive:

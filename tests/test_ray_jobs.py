@@ -38,6 +38,7 @@ def test_differences_name_the_node_and_the_fix() -> None:
         "server9/worker-1 is alive but not planned: run site.yml --tags ray",
     ]
     assert smoke.differences(planned[:1], alive[:1]) == []
+    assert smoke.differences(planned[:1], alive[:2], others=["server1"]) == []
     assert smoke.differences(planned[:1], alive[:1] * 2) == ["head/head is alive twice"]
 
 
