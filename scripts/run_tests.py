@@ -30,6 +30,8 @@ AFTER = {
     "ray_head": ("node_image",),
     "ray_worker": ("node_image",),
     "code": ("node_image",),
+    "celery_redis": ("node_image",),
+    "celery_worker": ("node_image",),
 }
 ALONE = ("cluster",)
 FIRST = ("pki", "registry", "node_image")
