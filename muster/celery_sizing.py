@@ -12,8 +12,8 @@ from muster.errors import MusterError
 MIB = sizing.MIB
 KEYS = ("queues", "concurrency", "prefetch", "memory", "child_memory")
 QUEUE = re.compile(r"[a-z][a-z0-9_]*")
-# Served where nothing is said. Tasks of `ml` wait for Ray, so they are kept apart from those that work themselves.
-LOCAL, ON_RAY = ["default", "data"], ["ml"]
+# Served where nothing is said. Tasks of `ml` watch jobs of Ray, so they are kept apart from those that work themselves.
+LOCAL, ON_RAY, RAY_QUEUE = ["default", "data"], ["ml"], "ml"
 # The worker's main process and its supervisor.
 OVERHEAD = 256 * MIB
 CHILD = 256 * MIB
@@ -36,7 +36,7 @@ class CeleryWorker(TypedDict):
 
 
 def celery_workers(spec: object, *, host_cpus: object, ray: object, host: str = "") -> list[CeleryWorker]:
-    """The workers of one host. Nothing given: one for what it does itself, and beside Ray one for what Ray does."""
+    """The workers of one host. Nothing given: one for what it does itself, and on Ray's head one for what Ray does."""
     cpus = sizing.parse_count(host_cpus, what="the host's CPUs", host=host)
     workers = [_worker(number, entry, cpus, host) for number, entry in enumerate(_entries(spec, ray, host), start=1)]
     names = [worker["name"] for worker in workers]
@@ -59,7 +59,7 @@ def workers_of(
         return []
     variables = hostvars[host]
     spec = inventory.value(variables, "celery_workers")
-    return celery_workers(spec, host_cpus=cpus, ray=runs_ray(variables, member, host), host=host)
+    return celery_workers(spec, host_cpus=cpus, ray=serves_ray(variables, member), host=host)
 
 
 def reserve_of(
@@ -78,7 +78,7 @@ def celery_reserve(variables: Mapping[str, Any], groups: Collection[str], cpus: 
         workers = celery_workers(
             inventory.value(variables, "celery_workers"),
             host_cpus=cpus,
-            ray=runs_ray(variables, groups, host),
+            ray=serves_ray(variables, groups),
             host=host,
         )
         taken += [worker["memory"] for worker in workers]
@@ -94,14 +94,23 @@ def redis_limit(memory: object, *, host: str = "") -> int:
     return sizing.parse_memory(memory, what="celery_redis_memory", host=host) * REDIS_COPIES + REDIS_OVERHEAD
 
 
-def runs_ray(variables: Mapping[str, Any], groups: Collection[str], host: str = "") -> bool:
-    """Whether the host's Celery workers have a Ray node beside them; celery_ray says otherwise."""
-    said = inventory.value(variables, "celery_ray")
-    if said is not None:
-        return inventory.is_true(said)
-    if "ray_head" in groups:
-        return True
-    return "ray_worker" in groups and sizing.count(inventory.worker_spec(variables, groups), host=host) > 0
+def serves_ray(variables: Mapping[str, Any], groups: Collection[str]) -> bool:
+    """Whether the host's workers take tasks that are jobs of Ray: its Jobs API is on the head's loopback only."""
+    return "ray_head" in groups and inventory.is_true(inventory.value(variables, "celery_ray", True))
+
+
+def ray_node(variables: Mapping[str, Any], groups: Collection[str], host: str = "") -> str:
+    """The Ray node of the host that its Celery workers use as theirs; nothing when there is none."""
+    if not inventory.is_true(inventory.value(variables, "celery_ray", True)):
+        return ""
+    if "ray_worker" in groups and sizing.count(inventory.worker_spec(variables, groups), host=host) > 0:
+        return "worker-1"
+    return "head" if "ray_head" in groups else ""
+
+
+def ray_node_of(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]], host: str) -> str:
+    """The same, by the inventory."""
+    return ray_node(hostvars[host], inventory.groups_of(groups).get(host, frozenset()), host)
 
 
 def _entries(spec: object, ray: object, host: str) -> list[Mapping[str, Any]]:

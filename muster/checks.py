@@ -288,9 +288,19 @@ def _broker(inv: Inventory) -> Iterator[Problem]:
 def _celery_workers(inv: Inventory) -> Iterator[Problem]:
     for host in inv.in_this_run("celery_worker"):
         try:
-            served_queues(host, inv.hostvars[host], inv.groups)
+            served = served_queues(host, inv.hostvars[host], inv.groups)
         except MusterError as error:
             yield Problem.of(error)
+            continue
+        options = inventory.value(inv.hostvars[host], "celery_options", {})
+        reaches_jobs = host in inv.members("ray_head") or "MUSTER_RAY_JOBS_URL" in options
+        if celery_sizing.RAY_QUEUE in served and not reaches_jobs:
+            yield Problem(
+                host,
+                f"celery_workers serves {celery_sizing.RAY_QUEUE}, whose tasks are jobs of Ray, and Ray's Jobs API is "
+                "on the head's loopback only",
+                f"let ray_head serve {celery_sizing.RAY_QUEUE}, or set MUSTER_RAY_JOBS_URL in celery_options",
+            )
 
 
 def served_queues(host: str, variables: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> set[str]:
@@ -299,7 +309,7 @@ def served_queues(host: str, variables: Mapping[str, Any], groups: Mapping[str, 
     workers = celery_sizing.celery_workers(
         inventory.value(variables, "celery_workers"),
         host_cpus=inventory.value(variables, "muster_cpus", 2),
-        ray=celery_sizing.runs_ray(variables, member, host),
+        ray=celery_sizing.serves_ray(variables, member),
         host=host,
     )
     return {queue for worker in workers for queue in worker["queues"]}

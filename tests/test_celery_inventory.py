@@ -31,7 +31,7 @@ def problems(inventories: Inventories) -> Problems:
     return call
 
 
-def test_a_host_beside_ray_serves_all_queues_and_one_without_ray_those_of_its_own() -> None:
+def test_rays_head_serves_all_queues_and_the_others_those_of_their_own() -> None:
     both = celery_workers(None, host_cpus=2, ray=True)
     assert [worker["queues"] for worker in both] == [["default", "data"], ["ml"]]
     assert [worker["name"] for worker in both] == ["default-data", "ml"]
@@ -72,8 +72,8 @@ def test_memory_that_is_given_is_shared_by_the_processes(concurrency: int, megab
         ([{"queues": ["Not one"]}], "server1: celery_workers entry 1: 'Not one' is no queue. Fix"),
         ([{"queues": ["ml", "ml"]}], "server1: celery_workers entry 1: a queue is named twice: ml, ml. Fix"),
         (
-            [{"queues": ["ml"]}, {"queues": "ml"}],
-            "server1: celery_workers has the queues ml twice. Fix: give one entry",
+            [{"queues": ["data"]}, {"queues": "data"}],
+            "server1: celery_workers has the queues data twice. Fix: give one entry",
         ),
         (
             [{"queues": ["ml"], "concurrency": 0}],
@@ -101,8 +101,34 @@ def test_ray_is_asked_for_what_celery_leaves() -> None:
     size = {"cpus": 4, "memory_mb": 8192}
     (worker,) = checks.worker_sizes("server1", variables, groups, size)
     celery = sum(celery_sizing.celery_reserve(variables, {"celery_worker", "celery_redis", "ray_worker"}, 4))
-    assert celery == (2 * 768 + 2 * 512 + 64) * MIB
+    assert celery == (768 + 2 * 512 + 64) * MIB
     assert worker["memory"] == (8192 - 1024) * MIB - celery
+
+
+def test_the_queue_of_rays_jobs_is_served_on_the_head_or_where_the_jobs_api_is_named(problems: Problems) -> None:
+    spec = [{"queues": ["data", "ml"]}]
+    assert problems(head={"celery_workers": spec}) == []
+    (line,) = problems(server1={"celery_workers": spec})
+    assert line.startswith(
+        "server1: celery_workers serves ml, whose tasks are jobs of Ray, and Ray's Jobs API is on the"
+    )
+    url = {"MUSTER_RAY_JOBS_URL": "https://cluster.example.org/ray"}
+    assert problems(server1={"celery_workers": spec, "celery_options": url}) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "groups", "node"),
+    [
+        ({}, {"ray_worker"}, "worker-1"),
+        ({"ray_workers": 3}, {"ray_worker", "ray_head"}, "worker-1"),
+        ({"ray_workers": 0}, {"ray_worker", "ray_head"}, "head"),
+        ({"ray_workers": 0}, {"ray_worker"}, ""),
+        ({}, {"ray_worker", "laptop"}, ""),
+        ({"celery_ray": "false"}, {"ray_worker", "ray_head"}, ""),
+    ],
+)
+def test_tasks_use_the_hosts_first_ray_worker(variables: dict[str, Any], groups: set[str], node: str) -> None:
+    assert celery_sizing.ray_node(variables, groups) == node
 
 
 def test_two_brokers_or_none(problems: Problems) -> None:

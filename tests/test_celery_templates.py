@@ -95,6 +95,19 @@ def test_a_worker_has_its_queues_its_limits_and_a_name_of_its_own(write: Render)
     assert int(services["ml"]["stop_grace_period"].removesuffix("s")) > int(environment["MUSTER_SOFT_SHUTDOWN"])
 
 
+def test_a_worker_beside_ray_is_a_driver_of_the_first_node_and_jobs_are_for_the_head_only(write: Render) -> None:
+    head = compose(write, "celery_worker")["ml"]
+    assert "/var/lib/muster/ray_worker/worker-1:/var/lib/node" in head["volumes"]
+    environment = head["environment"]
+    assert environment["MUSTER_RAY_NODE"] == "server84/worker-1" and environment["RAY_USE_TLS"] == "1"
+    assert environment["MUSTER_RAY_ADDRESS"] == "10.0.0.84:6379"
+    assert environment["MUSTER_RAY_JOBS_URL"] == "http://127.0.0.1:8265"
+    other = compose(write, "celery_worker", host="server80", inventory_hostname="server80")
+    assert set(other) == {"default-data"}
+    assert "MUSTER_RAY_JOBS_URL" not in other["default-data"]["environment"]
+    assert other["default-data"]["environment"]["MUSTER_RAY_NODE"] == "server80/worker-1"
+
+
 def test_two_instances_of_beat_one_of_them_beside_the_broker(write: Render) -> None:
     hosts = role_variables("celery_beat")["__celery_beat_hosts"]
     assert "celery_beat_instances" in hosts

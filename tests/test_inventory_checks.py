@@ -136,7 +136,7 @@ def test_a_registry_of_ones_own_needs_no_builder(problems: Problems) -> None:
                 "ray_worker_cpus": 2,
                 "ray_worker_memory": "6G",
             },
-            "server1: 2 workers ask for 12.0G of memory, the host has 8.0G and keeps 2.8G for itself and Celery. Fix:",
+            "server1: 2 workers ask for 12.0G of memory, the host has 8.0G and keeps 2.0G for itself and Celery. Fix:",
         ),
         (
             {"muster_cpus": 4, "muster_memory": "64G", "ray_workers": 3, "ray_worker_cpus": 2},

@@ -49,6 +49,7 @@ class FilterModule:
             "muster_firewall_rules": _plain(inventory.firewall_rules),
             "muster_ray_workers": _plain(sizing.ray_workers),
             "muster_celery_workers": _plain(celery_sizing.workers_of),
+            "muster_celery_ray_node": _plain(celery_sizing.ray_node_of),
             "muster_celery_reserve": _plain(celery_sizing.reserve_of),
             "muster_celery_redis_limit": _plain(celery_sizing.redis_limit),
             "muster_celery_visibility": _plain(_visibility),
