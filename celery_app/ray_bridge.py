@@ -1,0 +1,544 @@
+"""The bridge to Ray: short functions by a native driver, long work as Ray jobs that no Celery slot waits for.
+
+`ray_call(fn, *args)` runs a function on Ray and returns what it returns. It needs a Celery worker beside a Ray worker
+(the role sets MUSTER_RAY_ADDRESS and MUSTER_RAY_NODE there). One connection per process, made at the first call.
+
+`return ray_job("python -m ray_jobs.forest ...")` as the last line of a bound task with the options RAY_JOB starts a Ray
+job under the task's own id and frees the slot. The task looks at the job in short visits: each one publishes the next
+(same id, next attempt, a countdown) and ends without a result; the last one has the job's result or error. A visit that
+is delivered again finds the job by its id. A visit that was published twice is dropped by the app's claim per attempt;
+if it were not, it would write the same state once more. Revoking the task stops the job: at the next visit (at most
+`SLOWEST` seconds away) the worker says that the task is revoked, and the job is stopped until Ray says that it is.
+
+Jobs go over the Jobs API of the head's dashboard, which has no TLS and stays on the head's loopback: tasks with RAY_JOB
+belong into a queue that is served on the head's host (`ml`), or MUSTER_RAY_JOBS_URL is the https address of a gateway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from celery import current_task, signals
+from celery.exceptions import Ignore
+
+from ray_jobs import outcome
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# Options of a task that ends in ray_job. Its state is PROGRESS from the first visit on: STARTED would flicker.
+RAY_JOB: dict[str, Any] = {"bind": True, "ray_job": True, "track_started": False, "max_retries": None}
+FASTEST, SLOWEST = 1.0, 5.0
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+LOG_LINES = 40
+STATE_LOG = 4_000
+
+
+class BridgeError(Exception):
+    """Something between Celery and Ray."""
+
+
+class RayUnavailableError(BridgeError, ConnectionError):
+    """Ray does not answer, and nothing was started: try again later."""
+
+
+class RayCallUncertainError(BridgeError):
+    """The connection broke after the function was handed to Ray: it may have run. Not repeated, as nobody allowed it."""
+
+
+class RayCallTimeoutError(BridgeError, TimeoutError):
+    """The function took longer than the caller waits; it was cancelled."""
+
+
+class RayJobError(BridgeError):
+    """A Ray job ended without a result. `job` is its id, `log` the last lines of what it said."""
+
+    def __init__(self, job: str, message: str, log: str = "") -> None:
+        super().__init__(job, message, log)
+        self.job, self.message, self.log = job, message, log
+
+    def __str__(self) -> str:
+        return f"Ray job {self.job}: {self.message}" + (f"\n{self.log}" if self.log else "")
+
+
+class RayJobFailedError(RayJobError):
+    """The job failed; the log says why."""
+
+
+class RayJobStoppedError(RayJobError):
+    """Somebody stopped the job in Ray, or it took longer than allowed."""
+
+
+class JobsApiError(BridgeError):
+    """The Jobs API refuses: a wrong token, a wrong request. Waiting does not help."""
+
+
+def token() -> str:
+    """The cluster's token, from where Ray itself would take it."""
+    if value := os.environ.get("RAY_AUTH_TOKEN"):
+        return value
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(path).read_text().strip() if path else ""
+
+
+# --- short functions: a native driver ---------------------------------------------------------------------------------
+
+
+class Driver:
+    """This process's connection to Ray. Made at the first call, again in a forked child, and when it is dead."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._pid = 0
+        self._remote: dict[Callable[..., Any], Any] = {}
+
+    def connect(self) -> None:
+        """Join Ray on the node beside us, unless this process has."""
+        import ray
+
+        with self._lock:
+            if self._pid == os.getpid() and ray.is_initialized():
+                return
+            address = os.environ.get("MUSTER_RAY_ADDRESS", "")
+            if not address:
+                raise RayUnavailableError("MUSTER_RAY_ADDRESS is not set: this worker is not beside a Ray worker")
+            self._remote.clear()
+            try:
+                with _node_beside_us(address, os.environ.get("MUSTER_RAY_NODE", "")):
+                    ray.init(
+                        address=address, namespace="celery", log_to_driver=False, logging_level=logging.ERROR,
+                        configure_logging=False,
+                    )  # fmt: skip
+            except Exception as error:
+                with contextlib.suppress(Exception):
+                    ray.shutdown()
+                raise RayUnavailableError(f"no connection to Ray at {address}: {_line(error)}") from error
+            self._pid = os.getpid()
+
+    def disconnect(self) -> None:
+        """Forget the connection; the next call makes a new one."""
+        import ray
+
+        with self._lock:
+            self._remote.clear()
+            self._pid = 0
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+
+    def remote(self, fn: Callable[..., Any]) -> Any:
+        """The function as Ray knows it; told once per connection, which is most of what a call would cost."""
+        import ray
+
+        with self._lock:
+            if fn not in self._remote:
+                self._remote[fn] = ray.remote(fn)
+            return self._remote[fn]
+
+
+_driver = Driver()
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _node_beside_us(address: str, name: str) -> Iterator[None]:
+    """Tell Ray which raylet is ours, by its labels `host/node`.
+
+    Ray finds local raylets by looking through the processes, which a container does not see; with the host's processes
+    in sight it would take the head's, whose sockets we do not have, and hang. There is no public option for it.
+    """
+    if not name:
+        yield
+        return
+    from ray._private import services
+    from ray._raylet import GcsClient
+
+    host, _, node = name.partition("/")
+    known = GcsClient(address=address).get_all_node_info(timeout=10).values()
+    ours = [
+        info for info in known
+        if info.state == 0 and info.labels.get("host") == host and info.labels.get("node") == node
+    ]  # fmt: skip
+    if not ours:
+        raise RayUnavailableError(f"Ray knows no living node {name}")
+    # A raylet that has just been started anew may be listed beside its former self.
+    newest = max(ours, key=lambda info: info.start_time_ms).node_id.hex()
+    find = services.find_node_ids
+    services.find_node_ids = lambda: {newest}
+    try:
+        yield
+    finally:
+        services.find_node_ids = find
+
+
+def _lost(error: Exception) -> bool:
+    """Whether an error is about the way to Ray or its nodes and not about the function."""
+    from ray import exceptions
+
+    if isinstance(error, (exceptions.RayTaskError, exceptions.GetTimeoutError, exceptions.TaskCancelledError)):
+        return False
+    return isinstance(error, (exceptions.RayError, ConnectionError, OSError)) or "ray.init" in str(error)
+
+
+def ray_call(
+    fn: Callable[..., T],
+    *args: Any,
+    timeout: float = 60,
+    retryable: bool = False,
+    label_selector: Mapping[str, str] | None = None,
+    **options: Any,
+) -> T:
+    """Run a short function on Ray and return what it returns; what it raises is raised here.
+
+    `options` are Ray's (num_cpus, memory, ...). A call that had not been handed to Ray when the connection turned out
+    to be dead is made again. One that had been is made again only if it is `retryable`; else RayCallUncertainError says
+    so. The same holds within Ray: only a retryable function is run again when its worker dies, and only such may go to
+    nodes that come and go (`label_selector={"class": "laptop"}`); others run on servers.
+    """
+    import ray
+    from ray import exceptions
+
+    if label_selector is not None and not retryable:
+        raise ValueError("label_selector is for work that may run twice: say retryable=True")
+    options["max_retries"] = 3 if retryable else 0
+    if not retryable:
+        options["label_selector"] = {"class": "server"}
+    elif label_selector is not None:
+        options["label_selector"] = dict(label_selector)
+    deadline = time.monotonic() + timeout
+    attempt = 0
+    while True:
+        reference = None
+        try:
+            _driver.connect()
+            reference = _driver.remote(fn).options(**options).remote(*args)
+            return cast(T, ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
+        except exceptions.GetTimeoutError:
+            ray.cancel(reference, force=True)
+            raise RayCallTimeoutError(f"{fn.__qualname__} took longer than {timeout:g} s") from None
+        except exceptions.RayTaskError as error:
+            # As the function raised it: callers should not need to know where it ran.
+            raise (error.cause if isinstance(error.cause, Exception) else error) from error
+        except Exception as error:
+            if not isinstance(error, RayUnavailableError) and not _lost(error):
+                raise
+            _driver.disconnect()
+            if reference is not None and not retryable:
+                raise RayCallUncertainError(f"{fn.__qualname__} may have run: {_line(error)}") from error
+            attempt += 1
+            pause = min(5.0, 0.2 * 2**attempt) * (0.5 + random.random() / 2)
+            if time.monotonic() + pause > deadline:
+                raise RayUnavailableError(f"{fn.__qualname__} was not run: {_line(error)}") from error
+            time.sleep(pause)
+        except BaseException:
+            # A time limit or the end of the worker: nobody will take the answer.
+            if reference is not None:
+                with contextlib.suppress(Exception):
+                    ray.cancel(reference, force=True)
+            raise
+
+
+@signals.worker_process_shutdown.connect(weak=False)
+def _leave(**_: Any) -> None:
+    if _driver._pid == os.getpid():
+        _driver.disconnect()
+
+
+# --- long work: Ray jobs ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A Ray job as the Jobs API tells of it."""
+
+    status: str
+    message: str = ""
+    node: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    started: float = 0.0
+    error: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    @property
+    def died_with_its_node(self) -> bool:
+        """Ray lost the process that looks after the job; the job itself did nothing wrong."""
+        return self.status == "FAILED" and (self.error or "") in (
+            "JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", "JOB_SUPERVISOR_ACTOR_START_TIMEOUT",
+        )  # fmt: skip
+
+
+class JobsClient:
+    """The Jobs API over HTTP. Not Ray's client: its import costs a watcher 100 MB and more time than the request."""
+
+    def __init__(self, url: str = "", bearer: str | None = None, ca: str | None = None, timeout: float = 10) -> None:
+        self.url = (url or os.environ.get("MUSTER_RAY_JOBS_URL", "")).rstrip("/")
+        if not self.url:
+            raise JobsApiError("MUSTER_RAY_JOBS_URL is not set: Ray's jobs are watched on the head's host (queue ml)")
+        self.bearer = token() if bearer is None else bearer
+        self.timeout = timeout
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if self.url.startswith("https:"):
+            ca = ca or os.environ.get("RAY_TLS_CA_CERT")
+            handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca)))
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def _call(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+        request = urllib.request.Request(self.url + path, method=method)
+        request.add_header("Content-Type", "application/json")
+        if self.bearer:
+            request.add_header("Authorization", f"Bearer {self.bearer}")
+        if body is not None:
+            request.data = json.dumps(body).encode()
+        try:
+            with self._opener.open(request, timeout=self.timeout) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                text = error.read()
+            if error.code in (401, 403):
+                raise JobsApiError(f"{self.url} answers {error.code}: check RAY_AUTH_TOKEN_PATH") from error
+            if error.code in (502, 503, 504):
+                raise RayUnavailableError(f"{self.url} answers {error.code}") from error
+            return error.code, text
+        except (OSError, EOFError) as error:
+            raise RayUnavailableError(f"{self.url} does not answer: {error}") from error
+        except Exception as error:  # http.client's errors: an answer that was cut
+            raise RayUnavailableError(f"{self.url} answers nonsense: {error!r}") from error
+
+    @staticmethod
+    def _path(job: str) -> str:
+        return "/api/jobs/" + urllib.parse.quote(job, safe="")
+
+    def get(self, job: str) -> Job | None:
+        """The job; None when Ray knows none of this name."""
+        status, body = self._call("GET", self._path(job))
+        if status == 404:
+            return None
+        if status != 200:
+            # Also while the head starts: it answers 500 until its state is there.
+            raise RayUnavailableError(f"{self.url} answers {status}: {body[:200].decode(errors='replace')}")
+        found = json.loads(body)
+        return Job(
+            found["status"], found.get("message") or "", found.get("driver_node_id"), found.get("metadata") or {},
+            (found.get("start_time") or 0) / 1000, found.get("error_type"),
+        )  # fmt: skip
+
+    def submit(self, body: Mapping[str, Any]) -> None:
+        """Start a job. Nothing happens when one of its name is there: the first to come starts it."""
+        status, text = self._call("POST", "/api/jobs/", body)
+        if status == 200 or b"already exists" in text:
+            return
+        if status == 400:
+            raise JobsApiError(f"Ray refuses the job: {text[-300:].decode(errors='replace')}")
+        raise RayUnavailableError(f"{self.url} answers {status}: {text[-300:].decode(errors='replace')}")
+
+    def stop(self, job: str) -> None:
+        """Ask Ray to stop it: SIGTERM, then SIGKILL."""
+        self._call("POST", self._path(job) + "/stop")
+
+    def delete(self, job: str) -> None:
+        """Forget a job that has ended."""
+        self._call("DELETE", self._path(job))
+
+    def tail(self, job: str, node: str | None, lines: int = LOG_LINES) -> str:
+        """The last lines of a job's log, taken from where it is: the whole may be gigabytes. Empty when it is gone."""
+        if not node:
+            return ""
+        query = urllib.parse.urlencode({"node_id": node, "filename": f"job-driver-{job}.log", "lines": lines})
+        try:
+            status, body = self._call("GET", f"/api/v0/logs/file?{query}")
+        except RayUnavailableError:
+            return ""
+        return body.decode(errors="replace") if status == 200 else ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A job as a task wants it."""
+
+    id: str
+    entrypoint: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    num_cpus: float = 0
+    num_gpus: float = 0
+    memory: int | None = None
+    label_selector: Mapping[str, str] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    restarts: int = 3
+    timeout: float | None = None
+
+    def body(self, restarted: int) -> dict[str, Any]:
+        """As the Jobs API takes it."""
+        body: dict[str, Any] = {
+            "submission_id": self.id,
+            "entrypoint": self.entrypoint,
+            "runtime_env": {"env_vars": {**self.env, "MUSTER_RAY_JOB": self.id, "PYTHONUNBUFFERED": "1"}},
+            "metadata": {**self.metadata, "celery_task_id": self.id, "restarted": str(restarted)},
+            "entrypoint_num_cpus": self.num_cpus,
+            "entrypoint_num_gpus": self.num_gpus,
+        }
+        if self.memory is not None:
+            body["entrypoint_memory"] = self.memory
+        if self.label_selector is not None:
+            body["entrypoint_label_selector"] = dict(self.label_selector)
+        return body
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one visit found: the job runs (`meta` is the task's state), or it has ended well (`result`)."""
+
+    ended: bool
+    meta: dict[str, Any] = field(default_factory=dict)
+    result: Any = None
+
+
+def visit(client: JobsClient, wanted: Wanted, now: float) -> Seen:
+    """Start the job or find it, and say how it is. Raises RayJobError when it ended badly."""
+    job = client.get(wanted.id)
+    restarted = 0
+    if job is not None and job.died_with_its_node:
+        restarted = int(job.metadata.get("restarted", "0")) + 1
+        if restarted > wanted.restarts:
+            raise RayJobFailedError(wanted.id, f"lost its node {restarted} times: {job.message}"[:1000])
+        client.delete(wanted.id)
+        job = None
+    if job is None:
+        client.submit(wanted.body(restarted))
+        job = client.get(wanted.id) or Job("PENDING")
+    lines = client.tail(wanted.id, job.node)
+    if job.status == "SUCCEEDED":
+        found = outcome.last(outcome.RESULT, lines)
+        if found is None and outcome.RESULT not in lines:
+            # Something that outlived the job's own last word may have said more than it did.
+            found = outcome.last(outcome.RESULT, client.tail(wanted.id, job.node, 2_000))
+        return Seen(True, result=found)
+    said = outcome.without_marks(lines)[-STATE_LOG:]
+    if job.status == "FAILED":
+        raise RayJobFailedError(wanted.id, job.message[:1000] or "failed", said)
+    if job.status == "STOPPED":
+        raise RayJobStoppedError(wanted.id, "was stopped in Ray", said)
+    if wanted.timeout is not None and job.started and now - job.started > wanted.timeout:
+        client.stop(wanted.id)
+        raise RayJobStoppedError(wanted.id, f"took longer than {wanted.timeout:g} s", said)
+    meta = {"ray_job": wanted.id, "status": job.status, "restarted": int(job.metadata.get("restarted", restarted)),
+            "progress": outcome.last(outcome.PROGRESS, lines), "log": said}  # fmt: skip
+    return Seen(False, meta)
+
+
+def pause(age: float) -> float:
+    """Seconds until the next visit: soon for a young job, seldom for an old one."""
+    return min(SLOWEST, max(FASTEST, age / 10))
+
+
+def ray_job(
+    entrypoint: str,
+    *,
+    env: Mapping[str, str] | None = None,
+    num_cpus: float = 0,
+    num_gpus: float = 0,
+    memory: int | None = None,
+    label_selector: Mapping[str, str] | None = None,
+    restarts: int = 3,
+    timeout: float | None = None,
+    client: JobsClient | None = None,
+) -> Any:
+    """Run a command as a Ray job under the id of the current task, and return what it gave to outcome.result.
+
+    Call it last in a task with the options RAY_JOB: `return ray_job(...)`. While the job runs it does not return but
+    ends the visit, so what stands before it in the task runs at every visit. `num_cpus` 0 lets the job's own process
+    run on the head, in the head's memory. A job that lost its node is started again, up to `restarts` times.
+    """
+    task = current_task._get_current_object()
+    if not getattr(task, "ray_job", False):
+        raise BridgeError(f"{task.name} has to be declared with **RAY_JOB to end in ray_job")
+    request = task.request
+    wanted = Wanted(
+        request.id, entrypoint, env or {}, num_cpus, num_gpus, memory, label_selector,
+        {"celery_task": task.name}, restarts, timeout,
+    )  # fmt: skip
+    client = client or JobsClient()
+    while True:
+        try:
+            seen = visit(client, wanted, time.time())
+        except RayUnavailableError as error:
+            # The head restarts, or its host: the job may well go on, and the task waits with it.
+            log.warning("%s", error)
+            seen = Seen(False, {"ray_job": wanted.id, "status": "UNKNOWN", "message": str(error)[:500]})
+        if seen.ended:
+            return seen.result
+        if request.is_eager:
+            time.sleep(FASTEST)
+            continue
+        # Each visit doubles as the count of seconds so far, roughly: the first ten are a second apart.
+        _come_back(task, seen.meta, pause(request.retries))
+
+
+def _come_back(task: Any, meta: dict[str, Any], countdown: float) -> None:
+    """Publish the next visit, then end this one. In this order: a death in between repeats a visit, never loses it."""
+    task.update_state(state="PROGRESS", meta=meta)
+    task.signature_from_request(task.request, countdown=countdown, retries=task.request.retries + 1).apply_async()
+    raise Ignore
+
+
+# --- a revoked task's job is stopped ----------------------------------------------------------------------------------
+
+
+def stop_for_good(client: JobsClient, job: str, patience: float = 600, calm: float = 10) -> bool:
+    """Stop a job until Ray says that it has ended, also when the head is away, or the job only now being started."""
+    begin = time.monotonic()
+    delay = 0.5
+    while time.monotonic() - begin < patience:
+        try:
+            found = client.get(job)
+            if found is not None and found.ended:
+                return True
+            if found is not None:
+                client.stop(job)
+            elif time.monotonic() - begin > calm:
+                return True
+        except RayUnavailableError as error:
+            log.warning("job %s is not stopped yet: %s", job, error)
+        except JobsApiError as error:
+            log.error("job %s is not stopped: %s", job, error)
+            return False
+        time.sleep(delay)
+        delay = min(delay * 1.5, 5)
+    log.error("job %s is not stopped: gave up after %.0f s", job, patience)
+    return False
+
+
+@signals.task_revoked.connect(weak=False)
+def _stop_the_job(sender: Any = None, request: Any = None, **_: Any) -> None:
+    """In the worker's own process, whose loop must not wait: a thread does it."""
+    if not getattr(sender, "ray_job", False):
+        return
+    job = request.get("id") if isinstance(request, dict) else request.id
+    threading.Thread(target=_stop_quietly, args=(job,), name=f"stop-{job}").start()
+
+
+def _stop_quietly(job: str) -> None:
+    try:
+        stop_for_good(JobsClient(), job)
+    except JobsApiError as error:
+        log.error("job %s is not stopped: %s", job, error)

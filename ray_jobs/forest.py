@@ -1,0 +1,220 @@
+"""Train a random forest across the nodes: held-out metrics, the model saved for ray_jobs.predict.
+
+As a job:    ray job submit -- python -m ray_jobs.forest -p data=/srv/muster/datasets/a.parquet -p target=label
+As a module: ray_jobs.forest.run(ray_jobs.forest.Forest(data=..., target=...))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from ray_jobs import command, outcome
+from ray_jobs.command import JobError
+
+
+def _plain(name: str) -> str:
+    if name in (".", "..") or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ValueError("letters, digits, dot, dash and underscore only: it is the name of a folder")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain)]
+
+
+class Forest(command.Parameters):
+    """What to learn from what. Without data, a made-up set of 20,000 rows: to try the cluster."""
+
+    data: str = Field(default="", description="CSV or Parquet file, or a folder of Parquet files")
+    target: str = "label"
+    features: list[str] = Field(default=[], description="columns to learn from; empty: all that are numbers")
+    trees: int = Field(default=200, ge=1, le=10_000)
+    max_depth: int | None = Field(default=15, ge=1)
+    min_samples_leaf: int = Field(default=1, ge=1)
+    test_share: float = Field(default=0.2, gt=0, lt=1)
+    seed: int = 0
+    shards: int = Field(default=0, ge=0, description="parts to train at the same time; 0: one per CPU of the cluster")
+    models: str = Field(default="", description="folder of models; empty: the model is not kept")
+    name: Name = "forest"
+    version: Name | None = Field(default=None, description="of the model; empty: made from the time")
+
+
+class Trained(BaseModel):
+    """What came out; every metric is of rows that no tree has seen."""
+
+    accuracy: float
+    balanced_accuracy: float
+    f1_macro: float
+    train_rows: int
+    test_rows: int
+    features: list[str]
+    classes: list[str]
+    trees: int
+    shards: int
+    nodes: int
+    seconds: float
+    model: str | None
+
+
+def split(total: int, parts: int) -> list[int]:
+    """So many trees for each part: as equal as can be, none empty."""
+    parts = min(parts, total)
+    return [total // parts + (index < total % parts) for index in range(parts)]
+
+
+def load(parameters: Forest) -> tuple[Any, Any, list[str]]:
+    """Features, labels and the features' names."""
+    import pandas
+    from sklearn.datasets import make_classification
+
+    if not parameters.data:
+        x, y = make_classification(
+            n_samples=20_000, n_features=20, n_informative=15, n_redundant=5, random_state=parameters.seed
+        )
+        return x, y, [f"feature{index}" for index in range(x.shape[1])]
+    path = Path(parameters.data)
+    if not path.exists():
+        raise JobError(f"data: {path} is not there (is the shared storage mounted on this node?)")
+    try:
+        table = pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise JobError(f"data: {path} cannot be read: {error}") from error
+    if parameters.target not in table:
+        raise JobError(f"target: no column {parameters.target!r} in {path}; there are {', '.join(map(str, table))}")
+    table = table.dropna(subset=[parameters.target])
+    names = parameters.features or [
+        str(name) for name in table.select_dtypes(["number", "bool"]) if name != parameters.target
+    ]
+    if unknown := [name for name in names if name not in table]:
+        raise JobError(f"features: no column {', '.join(unknown)} in {path}")
+    if not names:
+        raise JobError(f"features: {path} has no column of numbers but the target")
+    return table[names].to_numpy(dtype=float), table[parameters.target].to_numpy(), names
+
+
+def fit(x: Any, y: Any, trees: int, seed: int, settings: dict[str, Any]) -> tuple[Any, str]:
+    """Some of the trees, and the node that grew them."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    forest = RandomForestClassifier(n_estimators=trees, random_state=seed, n_jobs=1, **settings).fit(x, y)
+    try:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+    except ImportError:
+        node = ""
+    return forest, node
+
+
+def merge(forests: Sequence[Any]) -> Any:
+    """One forest of all the trees."""
+    whole = forests[0]
+    for part in forests[1:]:
+        if list(part.classes_) != list(whole.classes_):
+            raise JobError("parts of the forest know different labels")
+        whole.estimators_ += part.estimators_
+    whole.n_estimators = len(whole.estimators_)
+    return whole
+
+
+def grow(x: Any, y: Any, parameters: Forest, local: bool) -> tuple[Any, int, int]:
+    """The forest, the number of its parts and of the nodes that grew them."""
+    settings = {"max_depth": parameters.max_depth, "min_samples_leaf": parameters.min_samples_leaf}
+    if local:
+        return fit(x, y, parameters.trees, parameters.seed, settings)[0], 1, 1
+    import ray
+
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    sizes = split(parameters.trees, parameters.shards or cpus)
+    # A part can be grown again from its seed, so it may run on a laptop, too.
+    remote = ray.remote(fit).options(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")
+    x_there, y_there = ray.put(x), ray.put(y)
+    seeds = [parameters.seed * 1_000_003 + index for index in range(len(sizes))]
+    asked = [remote.remote(x_there, y_there, trees, seed % 2**32, settings)
+             for trees, seed in zip(sizes, seeds, strict=True)]  # fmt: skip
+    waiting = list(asked)
+    while waiting:
+        _, waiting = ray.wait(waiting)
+        outcome.progress(len(asked) - len(waiting), len(asked), "parts of the forest")
+    grown = ray.get(asked)
+    return merge([part for part, _ in grown]), len(sizes), len({node for _, node in grown})
+
+
+def save(forest: Any, parameters: Forest, names: list[str], metrics: dict[str, float]) -> str:
+    """Write the model and what it is into a folder of its own, which appears complete or not at all."""
+    import joblib
+
+    version = parameters.version or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    final = Path(parameters.models) / parameters.name / version
+    partial = final.with_name(f".{version}.{uuid.uuid4().hex}")
+    try:
+        partial.mkdir(parents=True)
+        joblib.dump(forest, partial / "model.joblib", compress=3)
+        about = {"features": names, "parameters": parameters.model_dump(), "metrics": metrics}
+        (partial / "model.json").write_text(json.dumps(about, indent=2))
+        try:
+            partial.rename(final)
+        except OSError as error:
+            if not final.is_dir():
+                raise
+            # The same version twice is the same job started again: keep what is there.
+            for file in partial.iterdir():
+                file.unlink()
+            partial.rmdir()
+            print(f"{final} is there already and stays: {error}", flush=True)
+        latest = final.with_name(f".latest.{uuid.uuid4().hex}")
+        latest.symlink_to(final.name)
+        latest.rename(final.with_name("latest"))
+    except OSError as error:
+        raise JobError(f"models: {parameters.models} cannot be written: {error}") from error
+    return os.fspath(final)
+
+
+def run(parameters: Forest, local: bool = False) -> Trained:
+    """Train, measure on held-out rows, keep the model."""
+    command.needs("sklearn", "pandas", "joblib")
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+    from sklearn.model_selection import train_test_split
+
+    start = time.perf_counter()
+    x, y, names = load(parameters)
+    try:
+        x_train, x_test, y_train, y_test = train_test_split(
+            x, y, test_size=parameters.test_share, random_state=parameters.seed, stratify=y
+        )
+    except ValueError as error:
+        raise JobError(f"data: {error}") from error
+    forest, shards, nodes = grow(x_train, y_train, parameters, local)
+    guessed = forest.predict(x_test)
+    metrics = {
+        "accuracy": float(accuracy_score(y_test, guessed)),
+        "balanced_accuracy": float(balanced_accuracy_score(y_test, guessed)),
+        "f1_macro": float(f1_score(y_test, guessed, average="macro")),
+    }
+    return Trained(
+        **metrics,
+        train_rows=len(y_train),
+        test_rows=len(y_test),
+        features=names[:200],
+        classes=[str(label) for label in forest.classes_][:200],
+        trees=len(forest.estimators_),
+        shards=shards,
+        nodes=nodes,
+        seconds=round(time.perf_counter() - start, 3),
+        model=save(forest, parameters, names, metrics) if parameters.models else None,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command.main("forest", __doc__ or "", Forest, run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

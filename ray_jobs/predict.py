@@ -1,0 +1,95 @@
+"""Batch prediction with a model of ray_jobs.forest: Parquet or CSV in, Parquet with one more column out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from ray_jobs import command, outcome
+from ray_jobs.command import JobError
+
+
+class Predict(command.Parameters):
+    """Which model says something about which rows. Load only models that you trust: a model is a program."""
+
+    model: str = Field(description="folder of the model, as in /srv/muster/models/forest/latest")
+    data: str = Field(description="CSV or Parquet file, or a folder of them")
+    target: str = Field(description="folder for the Parquet files, one per file of data")
+    column: str = "prediction"
+
+
+class Predicted(BaseModel):
+    """What was written where."""
+
+    rows: int
+    files: list[str]
+    seconds: float
+
+
+def one(model: str, source: str, target: str, column: str) -> tuple[str, int]:
+    """Predict one file; what is written appears complete or not at all."""
+    import joblib
+    import pandas
+
+    about = json.loads((Path(model) / "model.json").read_text())
+    forest = joblib.load(Path(model) / "model.joblib")
+    table = pandas.read_csv(source) if source.endswith(".csv") else pandas.read_parquet(source)
+    if missing := [name for name in about["features"] if name not in table]:
+        raise JobError(f"data: {source} lacks {', '.join(missing)}, which the model was trained with")
+    table[column] = forest.predict(table[about["features"]].to_numpy(dtype=float)) if len(table) else []
+    final = Path(target) / f"{Path(source).name.rsplit('.', 1)[0]}.parquet"
+    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+    table.to_parquet(partial, index=False)
+    partial.replace(final)
+    return os.fspath(final), len(table)
+
+
+def run(parameters: Predict, local: bool = False) -> Predicted:
+    """Predict every file, each as a task that may be repeated."""
+    command.needs("sklearn", "pandas", "pyarrow", "joblib")
+    start = time.perf_counter()
+    source, model = Path(parameters.data), Path(parameters.model).resolve()
+    if not (model / "model.json").is_file():
+        raise JobError(f"model: {model} holds no model.json (is the shared storage mounted on this node?)")
+    files = sorted(p for p in source.iterdir() if p.suffix in (".csv", ".parquet")) if source.is_dir() else [source]
+    files = [path for path in files if path.is_file()]
+    if not files:
+        raise JobError(f"data: no CSV or Parquet file at {source}")
+    if len({path.stem for path in files}) < len(files):
+        raise JobError(f"data: files in {source} differ only in their ending; each needs a result of its own")
+    Path(parameters.target).mkdir(parents=True, exist_ok=True)
+    arguments = [(os.fspath(model), os.fspath(path), parameters.target, parameters.column) for path in files]
+    if local:
+        written = [one(*each) for each in arguments]
+    else:
+        import ray
+
+        remote = ray.remote(one).options(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")
+        asked = [remote.remote(*each) for each in arguments]
+        waiting = list(asked)
+        while waiting:
+            _, waiting = ray.wait(waiting)
+            outcome.progress(len(asked) - len(waiting), len(asked), "files")
+        try:
+            written = ray.get(asked)
+        except ray.exceptions.RayTaskError as error:
+            raise JobError(str(error.cause)) from error
+    return Predicted(
+        rows=sum(rows for _, rows in written),
+        files=[path for path, _ in written][:500],
+        seconds=round(time.perf_counter() - start, 3),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command.main("predict", __doc__ or "", Predict, run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
