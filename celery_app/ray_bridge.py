@@ -57,7 +57,7 @@ class RayUnavailableError(BridgeError, ConnectionError):
 
 
 class RayCallUncertainError(BridgeError):
-    """The connection broke after the function was handed to Ray: it may have run. Not repeated, as nobody allowed it."""
+    """The connection broke after the function was handed to Ray: it may have run, and nobody allowed a second time."""
 
 
 class RayCallTimeoutError(BridgeError, TimeoutError):
@@ -435,7 +435,8 @@ def visit(client: JobsClient, wanted: Wanted, now: float) -> Seen:
         return Seen(True, result=found)
     said = outcome.without_marks(lines)[-STATE_LOG:]
     if job.status == "FAILED":
-        raise RayJobFailedError(wanted.id, job.message[:1000] or "failed", said)
+        # Ray's message repeats the log after its first line.
+        raise RayJobFailedError(wanted.id, job.message.partition(", last available logs")[0][:1000] or "failed", said)
     if job.status == "STOPPED":
         raise RayJobStoppedError(wanted.id, "was stopped in Ray", said)
     if wanted.timeout is not None and job.started and now - job.started > wanted.timeout:
