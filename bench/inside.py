@@ -1,4 +1,4 @@
-"""Runs where Ray is installed: a head without CPUs and one worker on loopback; prints what they do per second."""
+"""Runs where Ray is installed: a head without CPUs and one worker on one machine; prints what they do per second."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def start(arguments: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def connect(address: str) -> None:
+def connect(address: str, nodes: list[subprocess.Popen[bytes]]) -> None:
     """Become a driver of the cluster once both of its nodes are there."""
     import ray
 
@@ -33,6 +33,8 @@ def connect(address: str) -> None:
         except (ConnectionError, RuntimeError, ValueError):
             if time.monotonic() > end:
                 raise
+        if any(node.poll() is not None for node in nodes):
+            raise SystemExit("a Ray node ended at its start: is another program on its ports (26379, 26399)?")
         time.sleep(1)
 
 
@@ -50,6 +52,7 @@ def rate(count: int, work: Callable[[], object], repeats: int = 5) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tls", help="folder with ca.crt, host.crt and host.key")
+    parser.add_argument("--address", default="127.0.0.1", help="address of this machine that the certificate names")
     options = parser.parse_args()
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "bench-" * 6, "RAY_USAGE_STATS_ENABLED": "0"}
     if options.tls:
@@ -61,10 +64,10 @@ def main() -> None:
         }
     import ray
 
-    address = "127.0.0.1"
+    address = options.address
     nodes = [
         start(["--head", "--port=26379", f"--node-ip-address={address}", "--num-cpus=0", "--include-dashboard=false",
-               "--object-store-memory=400000000", "--ray-client-server-port=26380"]),
+               "--object-store-memory=400000000", "--ray-client-server-port=26399"]),
     ]  # fmt: skip
     try:
         time.sleep(5)
@@ -72,7 +75,7 @@ def main() -> None:
             start([f"--address={address}:26379", f"--node-ip-address={address}", "--num-cpus=2",
                    "--object-store-memory=800000000"])
         )  # fmt: skip
-        connect(f"{address}:26379")
+        connect(f"{address}:26379", nodes)
 
         @ray.remote  # type: ignore[untyped-decorator, unused-ignore]
         def count(limit: int) -> int:
