@@ -113,14 +113,15 @@ class Project:
         # A file that is mounted alone stays the old inode in the container; the revision label makes a new one.
         Path(temporary).replace(path)
 
-    def validate(self, compose: str, environment: str) -> None:
+    def validate(self, compose: str, files: dict[str, str]) -> None:
         """Let Compose itself judge the file before it takes the old one's place."""
         if self.docker is None:
             return
         with tempfile.TemporaryDirectory() as scratch:
             candidate = Path(scratch) / "compose.yml"
             candidate.write_text(compose)
-            (Path(scratch) / ".env").write_text(environment)
+            for name, content in files.items():
+                (Path(scratch) / name).write_text(content)
             code, _, error = self.run(
                 self.docker,
                 "compose",
@@ -221,7 +222,7 @@ class Project:
         environment = f"MUSTER_REVISION={self.revision(files, params['watch'])}\n"
         compose_file = self.path / "compose.yml"
         if not self.has("compose.yml", params["compose"]):
-            self.validate(params["compose"], environment)
+            self.validate(params["compose"], {".env": environment, **files})
         self.check(files)
         self.directory(self.path, 0o750, 0, gid)
         for path in params["directories"]:
