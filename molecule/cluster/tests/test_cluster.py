@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,6 +182,34 @@ def test_a_job_without_the_token_is_refused(token: str | None, status: int) -> N
               "-H", "Content-Type: application/json", "-d", '{"entrypoint": "touch /tmp/intruder"}',
               "http://127.0.0.1:8265/api/jobs/")  # fmt: skip
     assert int(code) == status
+
+
+def test_a_notebook_uses_ray_client_and_nothing_else() -> None:
+    """As docs/connect.md says: a certificate of ours, the token, and a network in ray_client_networks."""
+    seen = scan("notebook", {HOSTS["head"]: listening("head"), HOSTS["server1"]: listening("server1")})
+    assert seen == {HOSTS["head"]: [22, 10001], HOSTS["server1"]: [22]}
+    code = (
+        f"import ray; ray.init('ray://{HOSTS['head']}:10001'); "
+        "print('sum', ray.get(ray.remote(num_cpus=0.1)(lambda: 1 + 2).remote()))"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("ca.crt", "host.crt", "host.key"):
+            Path(folder, name).write_text(on("notebook", "cat", f"/etc/muster/pki/{name}"))
+            Path(folder, name).chmod(0o644)
+        Path(folder).chmod(0o755)
+        image = on("head", "docker", "inspect", "-f", "{{.Config.Image}}", HEAD).strip()
+        tls = {"RAY_USE_TLS": "1", "RAY_TLS_CA_CERT": "/pki/ca.crt", "RAY_TLS_SERVER_CERT": "/pki/host.crt",
+               "RAY_TLS_SERVER_KEY": "/pki/host.key", "RAY_AUTH_MODE": "token"}  # fmt: skip
+        token = (ROOT / ".secrets/lab/ray_token").read_text().strip()
+        for secret, works in ((token, True), ("wrong" * 10, False)):
+            environment = [f"-e{name}={value}" for name, value in (tls | {"RAY_AUTH_TOKEN": secret}).items()]
+            # The notebook's own network, with the Python that its owner has installed.
+            done = subprocess.run(
+                ["docker", "run", "--rm", "--network", "container:cluster-notebook", "-v", f"{folder}:/pki:ro",
+                 *environment, "--entrypoint", "timeout", image, "60", "python", "-c", code],
+                capture_output=True, text=True,
+            )  # fmt: skip
+            assert ("sum 3" in done.stdout) == works, done.stdout[-2000:] + done.stderr[-3000:]
 
 
 DRILL_ACTOR = """
