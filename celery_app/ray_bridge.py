@@ -21,7 +21,9 @@ import json
 import logging
 import os
 import random
+import socket
 import ssl
+import sys
 import threading
 import time
 import urllib.error
@@ -118,7 +120,12 @@ class Driver:
                 raise RayUnavailableError("MUSTER_RAY_ADDRESS is not set: this worker is not beside a Ray worker")
             self._remote.clear()
             try:
-                with _node_beside_us(address, os.environ.get("MUSTER_RAY_NODE", "")):
+                # Celery puts a logger in the place of the standard streams; Ray wants real files for its fault handler.
+                with (
+                    contextlib.redirect_stdout(sys.__stdout__),
+                    contextlib.redirect_stderr(sys.__stderr__),
+                    _node_beside_us(address, os.environ.get("MUSTER_RAY_NODE", "")),
+                ):
                     ray.init(
                         address=address, namespace="celery", log_to_driver=False, logging_level=logging.ERROR,
                         configure_logging=False,
@@ -143,6 +150,9 @@ class Driver:
         """The function as Ray knows it; told once per connection, which is most of what a call would cost."""
         import ray
 
+        if "<" in fn.__qualname__:
+            # A lambda or a function within one is a new one each time: keeping it would keep them all.
+            return ray.remote(fn)
         with self._lock:
             if fn not in self._remote:
                 self._remote[fn] = ray.remote(fn)
@@ -179,7 +189,14 @@ def _node_beside_us(address: str, name: str) -> Iterator[None]:
     if not ours:
         raise RayUnavailableError(f"Ray knows no living node {name}")
     # A raylet that has just been started anew may be listed beside its former self.
-    newest = max(ours, key=lambda info: info.start_time_ms).node_id.hex()
+    ours.sort(key=lambda info: info.start_time_ms)
+    newest = ours[-1].node_id.hex()
+    # Ray's head believes for a while that a dead node lives, and a driver that believes it, too, ends its process.
+    place = (ours[-1].node_manager_address, ours[-1].node_manager_port)
+    try:
+        socket.create_connection(place, timeout=3).close()
+    except OSError as error:
+        raise RayUnavailableError(f"Ray's node {name} at {place[0]}:{place[1]} is not there: {error}") from error
     find = services.find_node_ids
     services.find_node_ids = lambda: {newest}
     try:
@@ -243,10 +260,11 @@ def ray_call(
             if reference is not None and not retryable:
                 raise RayCallUncertainError(f"{fn.__qualname__} may have run: {_line(error)}") from error
             attempt += 1
-            pause = min(5.0, 0.2 * 2**attempt) * (0.5 + random.random() / 2)
-            if time.monotonic() + pause > deadline:
+            log.warning("%s is called again: %s", fn.__qualname__, _line(error))
+            wait = min(5.0, 0.2 * 2**attempt) * (0.5 + random.random() / 2)
+            if time.monotonic() + wait > deadline:
                 raise RayUnavailableError(f"{fn.__qualname__} was not run: {_line(error)}") from error
-            time.sleep(pause)
+            time.sleep(wait)
         except BaseException:
             # A time limit or the end of the worker: nobody will take the answer.
             if reference is not None:

@@ -10,7 +10,9 @@ from celery import Celery
 
 from celery_app.ray_bridge import RAY_JOB, RayCallUncertainError, ray_call, ray_job
 
-app = Celery("bridge", broker=os.environ["MUSTER_REDIS_URL"], backend=os.environ["MUSTER_REDIS_URL"])
+# Ray's workers import this module, too, for the functions.
+URL = os.environ.get("MUSTER_REDIS_URL", "redis://127.0.0.1:1/0")
+app = Celery("bridge", broker=URL, backend=URL)
 app.conf.update(task_acks_late=True, task_track_started=True, worker_prefetch_multiplier=1,
                 broker_transport_options={"visibility_timeout": 5})  # fmt: skip
 

@@ -295,7 +295,7 @@ def beside(site: Site) -> Iterator[str]:
                     "--cap-drop", "ALL", "--volume", f"{site.folder}/worker:/var/lib/node", "--workdir", "/code",
                     "exec celery --app=tests.delivery.bridge_app:app worker -c 1 --loglevel=INFO")  # fmt: skip
     yield name
-    print(docker("logs", "--tail", "60", name, check=False))
+    print(subprocess.run(["docker", "logs", "--tail", "60", name], capture_output=True, text=True))
     docker("rm", "--force", name)
 
 
