@@ -1,0 +1,97 @@
+"""Who is alive: leases in Redis, by Redis' clock. What a worker without one held goes back to its queue."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import redis
+
+from celery_app.config import Settings, list_key, step
+
+LEASES, DEAD = "muster:leases", "muster:dead"
+# Renewed only while it lasts: a worker that was away must not come back as if nothing had been.
+RENEW = """#!lua flags=allow-oom
+local now = tonumber(redis.call('TIME')[1])
+local until_ = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if ARGV[3] == '0' and (not until_ or tonumber(until_) <= now) then return 0 end
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+return 1
+"""
+# Redis may be full; giving back takes no more than it frees.
+RESTORE = """#!lua flags=allow-oom
+redis.call('ZREM', KEYS[2], ARGV[1])
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('RPUSH', KEYS[3], ARGV[2])
+return 1
+"""
+OVER = """
+local now = tonumber(redis.call('TIME')[1])
+return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
+"""
+FORGET = """#!lua flags=allow-oom
+local until_ = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if until_ and tonumber(until_) <= tonumber(redis.call('TIME')[1]) then return redis.call('ZREM', KEYS[1], ARGV[1]) end
+return 0
+"""
+_connections: dict[int, redis.Redis] = {}
+
+
+def connect(settings: Settings, **options: Any) -> redis.Redis:
+    """A client of its own."""
+    return redis.Redis.from_url(
+        settings.url,
+        **{"decode_responses": True, "socket_timeout": 5, "socket_connect_timeout": 5, **settings.tls, **options},
+    )
+
+
+def connection() -> redis.Redis:
+    """This process' client; a forked child must not share its parent's."""
+    pid = os.getpid()
+    if pid not in _connections:
+        _connections.clear()
+        _connections[pid] = connect(Settings.read(), socket_timeout=30)
+    return _connections[pid]
+
+
+def renew(client: redis.Redis, worker: str, seconds: float, *, anew: bool = False) -> bool:
+    """Prolong the lease, or begin one `anew`; False when it is over."""
+    return bool(client.eval(RENEW, 1, LEASES, worker, seconds, int(anew)))
+
+
+def resign(client: redis.Redis, worker: str) -> None:
+    """End the lease; nothing may be held any more."""
+    client.zrem(LEASES, worker)
+
+
+def restore(client: redis.Redis, worker: str, *, keep: frozenset[str] = frozenset()) -> int:
+    """Give back what a dead worker held, or a living one but what it is at; each message in one step."""
+    key, count = f"muster:unacked:{worker}", 0
+    for tag, held in client.hgetall(key).items():
+        if tag not in keep:
+            count += give_back(client, key, tag, held)
+    return count
+
+
+def give_back(client: redis.Redis, key: str, tag: str, held: str) -> bool:
+    """One message, to the end of its queue from which it is taken next."""
+    message, _, queue = json.loads(held)
+    message.setdefault("headers", {})["redelivered"] = True
+    properties = message["properties"]
+    properties.setdefault("delivery_info", {})["redelivered"] = True
+    target = list_key(queue, step(properties.get("priority", properties["delivery_info"].get("priority"))))
+    return bool(client.eval(RESTORE, 3, key, f"{key}:index", target, tag, json.dumps(message)))
+
+
+def reap(client: redis.Redis, seconds: float) -> dict[str, int]:
+    """Give back what workers held whose lease is over; who they were, and how many messages each."""
+    # After a restart of Redis no lease could be renewed for a while.
+    if int(client.info("server")["uptime_in_seconds"]) <= seconds:
+        return {}
+    reaped: dict[str, int] = {}
+    for worker in client.eval(OVER, 1, LEASES):
+        with client.lock("muster:reaper", timeout=10, blocking=False) as _:
+            reaped[worker] = restore(client, worker)
+            client.eval(FORGET, 1, LEASES, worker)
+    return reaped

@@ -1,0 +1,148 @@
+"""Kombu's Redis transport, but for how a worker takes a message: from its queue into what it holds in one step.
+
+Kombu pops with BRPOP and writes down what it holds in a second command: a worker that dies between the two loses the
+message, and so does one that a full Redis refuses the second. One script does both here, over all queues by
+priority. A script cannot wait, so an idle worker asks again after a while; the while grows to IDLE_MOST.
+Senders and everything but taking are Kombu's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from time import monotonic, time
+from typing import Any
+
+from kombu.transport import redis as stock
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
+from redis.exceptions import NoScriptError
+
+from celery_app.lease import LEASES
+
+IDLE_LEAST, IDLE_MOST, IDLE_GROWTH = 0.004, 0.1, 1.3
+# Keys: held, its index, the leases, the lists. Arguments: the worker's time, the worker that needs a lease or nothing.
+# What is no message at all goes aside, so that the queue goes on. Redis may be full: taking frees it.
+TAKE = """#!lua flags=allow-oom
+if ARGV[2] ~= '' then
+  local lease = redis.call('ZSCORE', KEYS[3], ARGV[2])
+  if not lease or tonumber(lease) <= tonumber(redis.call('TIME')[1]) then return false end
+end
+for i = 4, #KEYS do
+  local item = redis.call('RPOP', KEYS[i])
+  while item do
+    local good, message = pcall(cjson.decode, item)
+    local properties = good and type(message) == 'table' and message.properties
+    local info = type(properties) == 'table' and properties.delivery_info
+    if type(info) == 'table' and type(properties.delivery_tag) == 'string' and type(info.routing_key) == 'string' then
+      local exchange = type(info.exchange) == 'string' and info.exchange or ''
+      redis.call('ZADD', KEYS[1 + 1], ARGV[1], properties.delivery_tag)
+      redis.call('HSET', KEYS[1], properties.delivery_tag,
+        '[' .. item .. ',' .. cjson.encode(exchange) .. ',' .. cjson.encode(info.routing_key) .. ']')
+      return {KEYS[i], item}
+    end
+    redis.call('LPUSH', 'muster:garbage', item)
+    item = redis.call('RPOP', KEYS[i])
+  end
+end
+return false
+"""
+TAKE_SHA = hashlib.sha1(TAKE.encode()).hexdigest()
+
+
+class Progress:
+    """What the supervisor watches: how many messages this process has taken."""
+
+    taken = 0
+    # For tests: the loop goes on and takes nothing, as after some reconnects.
+    deaf = False
+
+
+class QoS(stock.QoS):
+    """What was taken by the script is written down already, and it outlives its connection."""
+
+    restore_at_shutdown = False
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        super(stock.QoS, self).append(message, delivery_tag)
+
+
+class Channel(stock.Channel):
+    """Asks by script instead of BRPOP, on the same connection and at the same places of the event loop."""
+
+    QoS = QoS
+    fence = ""
+    from_transport_options = (*stock.Channel.from_transport_options, "fence")
+    _known = False
+    _idle = 0.0
+    _not_before = 0.0
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if Progress.deaf or monotonic() < self._not_before:
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        lists = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
+        keys = [self.unacked_key, self.unacked_index_key, LEASES, *lists]
+        command = ("EVALSHA", TAKE_SHA) if self._known else ("EVAL", TAKE)
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        self.client.connection.send_command(*command, len(keys), *keys, time(), self.fence)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            try:
+                answer = self.client.parse_response(self.client.connection, "EVALSHA", **options)
+            except NoScriptError:
+                self._known = False
+                return self._pause(IDLE_LEAST)
+            except self.connection_errors:
+                self.client.connection.disconnect()
+                raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        self._known = True
+        if not answer:
+            return self._pause(min(max(self._idle * IDLE_GROWTH, IDLE_LEAST), IDLE_MOST))
+        self._idle = self._not_before = 0.0
+        Progress.taken += 1
+        queue = bytes_to_str(answer[0]).rsplit(self.sep, 1)[0]
+        self._queue_cycle.rotate(queue)
+        self.connection._deliver(loads(bytes_to_str(answer[1])), queue)
+        return True
+
+    def _pause(self, seconds: float) -> bool:
+        self._idle = seconds
+        self._not_before = monotonic() + seconds
+        loop = getattr(self.connection, "loop", None)
+        if loop is not None:
+            # Wakes the loop, whose tick asks again.
+            loop.call_later(seconds, _nothing)
+        return False
+
+
+def _nothing() -> None:
+    pass
+
+
+class Poller(stock.MultiChannelPoller):
+    """For use without an event loop: waits no longer than until a channel asks again."""
+
+    def get(self, callback: Any, timeout: float | None = None) -> Any:
+        return super().get(callback, min(timeout, IDLE_MOST) if timeout is not None else IDLE_MOST)
+
+
+class Transport(stock.Transport):
+    """Registered as `muster://`."""
+
+    Channel = Channel
+    loop: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        self.loop = loop
+        super().register_with_event_loop(connection, loop)
