@@ -76,6 +76,7 @@ def test_every_service_is_limited_unprivileged_and_says_whether_it_is_well(write
 def test_no_secret_is_in_a_compose_file(write: Render, role: str, tmp_path: Path) -> None:
     backend = "db+postgresql+psycopg://muster:o$pen@db/results"
     text = str(compose(write, role, celery_result_backend=backend))
+    assert "celery.env:/etc/muster/celery.env:ro" in text
     write("celery_redis", "users.acl.j2")  # makes the passwords
     secrets = [path.read_text().split()[0] for path in tmp_path.iterdir()]
     assert len(secrets) >= 3
