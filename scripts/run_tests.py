@@ -2,7 +2,7 @@
 """Runs the checks of this repository, two at a time, and ends with `N passed, N failed`.
 
 run_tests.py                 lint, unit tests and every Molecule scenario
-run_tests.py lint unit       only these kinds
+run_tests.py lint unit       only these kinds; delivery is another
 run_tests.py scenario:ufw    one scenario; its hosts stay with KEEP=1
 """
 
@@ -78,7 +78,12 @@ def lint_checks() -> list[Check]:
 
 
 def unit_checks() -> list[Check]:
-    return [Check("unit", ["pytest", "-q", "tests"], 900)]
+    return [Check("unit", ["pytest", "-q", "tests", "--ignore=tests/delivery"], 900)]
+
+
+def delivery_checks(after: tuple[str, ...] = ()) -> list[Check]:
+    """Celery's promises with a real broker and real workers, which are processes in the images, not hosts."""
+    return [Check("delivery", ["pytest", "-q", "tests/delivery"], 1800, after=after)]
 
 
 def scenario_checks(names: list[str] | None = None) -> list[Check]:
@@ -242,8 +247,8 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def counts(name: str, code: int, text: str) -> tuple[int, int]:
-    """Unit tests count one by one, everything else as one."""
-    if name == "unit":
+    """Tests of pytest alone count one by one, everything else as one."""
+    if name in ("unit", "delivery"):
         found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", text[-2000:])}
         passed, failed = found.get("passed", 0), found.get("failed", 0) + found.get("error", 0)
         if passed or failed:
@@ -253,17 +258,21 @@ def counts(name: str, code: int, text: str) -> tuple[int, int]:
 
 def choose(words: list[str]) -> list[Check]:
     checks: list[Check] = []
-    for word in words or ["lint", "unit", "scenarios"]:
+    everything = not words
+    for word in words or ["lint", "unit", "scenarios", "delivery"]:
         if word == "lint":
             checks += lint_checks()
         elif word == "unit":
             checks += unit_checks()
         elif word == "scenarios":
             checks += scenario_checks()
+        elif word == "delivery":
+            # The images that it runs are made by this scenario.
+            checks += delivery_checks(("scenario:node_image",) if everything else ())
         elif word.startswith("scenario:"):
             checks += scenario_checks([word.removeprefix("scenario:")])
         else:
-            sys.exit(f"run_tests.py: {word!r} is none of lint, unit, scenarios, scenario:NAME")
+            sys.exit(f"run_tests.py: {word!r} is none of lint, unit, delivery, scenarios, scenario:NAME")
     return checks
 
 
