@@ -6,34 +6,17 @@ Run it where the app's settings are: python -m celery_app.status
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import redis
 
-PRIORITIES = {"critical": 0, "normal": 3, "low": 6, "batch": 9}
-# How Kombu names the list of a priority; the highest has the queue's own name.
-SEPARATOR = "\x06\x16"
-BINDINGS, UNACKED, LEASES, DEAD = "_kombu.binding.", "muster:unacked:", "muster:leases", "muster:dead"
+from celery_app.config import PRIORITIES, Settings, list_key
+from celery_app.lease import DEAD, LEASES, connect
+
+BINDINGS, UNACKED = "_kombu.binding.", "muster:unacked:"
 # Not queues of tasks: replies and events.
 INTERNAL = ("celeryev", "celery.pidbox", "reply")
-
-
-def connect(environ: Mapping[str, str] = os.environ) -> redis.Redis:
-    """The broker, by the same settings that the app reads."""
-    options: dict[str, Any] = {"decode_responses": True, "socket_timeout": 10}
-    if path := environ.get("MUSTER_REDIS_PASSWORD_FILE"):
-        options["password"] = Path(path).read_text().strip()
-    if authority := environ.get("MUSTER_REDIS_CA"):
-        options["ssl_ca_certs"] = authority
-        options |= {
-            name: environ[variable]
-            for name, variable in (("ssl_certfile", "MUSTER_REDIS_CERT"), ("ssl_keyfile", "MUSTER_REDIS_KEY"))
-            if environ.get(variable)
-        }
-    return redis.Redis.from_url(environ["MUSTER_REDIS_URL"], **options)
 
 
 def queue_names(keys: Iterable[str]) -> list[str]:
@@ -63,7 +46,7 @@ def read(client: redis.Redis) -> dict[str, Any]:
     with client.pipeline(transaction=False) as pipe:
         for queue in queues:
             for step in PRIORITIES.values():
-                pipe.llen(f"{queue}{SEPARATOR}{step}" if step else queue)
+                pipe.llen(list_key(queue, step))
         pipe.hlen(DEAD)
         *lengths, dead = pipe.execute()
     rows = iter(lengths)
@@ -82,7 +65,7 @@ def read(client: redis.Redis) -> dict[str, Any]:
 
 def main() -> None:
     try:
-        print(json.dumps(read(connect())))
+        print(json.dumps(read(connect(Settings.read()))))
     except redis.RedisError as error:
         raise SystemExit(f"the broker does not answer: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def python(code: str, host: str = "head", container: str = INSIDE) -> str:
 
 def send(task: str, *args: Any, **options: Any) -> str:
     """Send a task by its name, as an application would; its id."""
-    return python(f"print(app.send_task('celery_app.tasks.probe.{task}', args={list(args)!r}, **{options!r}).id)")
+    return python(f"print(app.send_task('celery_app.tasks.default.{task}', args={list(args)!r}, **{options!r}).id)")
 
 
 def result(task_id: str, seconds: float = 30) -> str:
@@ -165,8 +166,8 @@ def test_when_the_instance_that_fires_is_gone_the_other_goes_on() -> None:
 
 
 def code(version: str) -> None:
-    path = ROOT / ".lab/celery_worker_code/celery_app/tasks/probe.py"
-    path.write_text((ROOT / "molecule/celery_worker/files/probe.py").read_text().replace('"1"', f'"{version}"'))
+    path = ROOT / ".lab/celery_worker_code/celery_app/tasks/default.py"
+    path.write_text(re.sub(r'^VERSION = ".*"$', f'VERSION = "{version}"', path.read_text(), flags=re.MULTILINE))
 
 
 def play(*arguments: str) -> str:
@@ -202,7 +203,7 @@ def test_what_takes_longer_than_a_stop_goes_back_and_runs_again() -> None:
     LAB.on("head", "docker", "stop", INSIDE)
     try:
         task = python(
-            "print(app.send_task('celery_app.tasks.probe.nap', args=['long', 25], queue='data').id)",
+            "print(app.send_task('celery_app.tasks.default.nap', args=['long', 25], queue='data').id)",
             "server1", "celery_worker-default-1",
         )  # fmt: skip
         until(30, "the task runs", lambda: trace("long") == ["start"])
@@ -243,4 +244,4 @@ def test_the_screen_says_what_waits_and_who_works_on_what() -> None:
     until(20, "the task runs", lambda: trace("shown") == ["start"])
     screen = play("playbooks/status.yml")
     assert "Celery: " in screen and "dead letters" in screen
-    assert "alive  celery_app.tasks.probe.nap" in " ".join(screen.split())
+    assert "alive  celery_app.tasks.default.nap" in " ".join(screen.split())
