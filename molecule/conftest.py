@@ -28,3 +28,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             if text:
                 report.sections.append((f"{title} of {host.backend.hostname or host.backend}", text))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests measured on the way (they print it) is kept with the result."""
+    for report in terminalreporter.stats.get("passed", []):
+        for line in report.capstdout.splitlines():
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {line}")
