@@ -69,7 +69,8 @@ def make(settings: Settings) -> Celery:
         worker_hijack_root_logger=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         include=[
-            name for name in (f"celery_app.tasks.{module}" for module in MODULES) if importlib.util.find_spec(name)
+            *(name for name in (f"celery_app.tasks.{module}" for module in MODULES) if importlib.util.find_spec(name)),
+            *(part.strip() for part in settings.include.split(",") if part.strip()),
         ],
     )
     if settings.heartbeat:

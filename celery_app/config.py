@@ -1,4 +1,4 @@
-"""The settings, from the environment: MUSTER_X is the field x. Passwords come from files or the URL, never from here."""
+"""The settings, from the environment: MUSTER_X is the field x. No passwords are here."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ class Settings(BaseModel):
     # Set by the supervisor for its worker: take nothing without a lease, and where the event loop reports.
     heartbeat: str = ""
     schedule: str = ""
+    # Modules with tasks of the site's own, by commas.
+    include: str = ""
     timezone: str = "UTC"
     data: str = "/srv/muster"
     metrics_address: str = "127.0.0.1"

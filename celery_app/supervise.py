@@ -7,6 +7,7 @@ to take. Then its next life gives back what it held. Others do so when there is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -145,10 +146,8 @@ class Supervisor:
     def _kill(self) -> None:
         if self.child is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.child.wait()
 
     def _end(self) -> None:

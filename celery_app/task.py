@@ -1,4 +1,4 @@
-"""What all tasks have in common: checked arguments, one run at a time per id and attempt, an end for what kills workers."""
+"""What all tasks share: checked arguments, one message per id and attempt, an end for what kills its workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class BadArgumentsError(ValueError):
     """The arguments are not what the task's type hints say; nothing was run."""
 
 
-class MusterTask(Task):  # type: ignore[misc]
+class MusterTask(Task):
     """The base of every task of the app."""
 
     abstract = True
@@ -102,7 +102,8 @@ class MusterTask(Task):  # type: ignore[misc]
     def _checked(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         check = self.__dict__.get("_muster_check")
         if check is None:
-            check = self._muster_check = checker(getattr(self, "_orig_run", self.run), self.name)
+            run: Any = getattr(self, "_orig_run", None) or self.run
+            check = self._muster_check = checker(run, str(self.name))
         return check(args, kwargs)
 
 

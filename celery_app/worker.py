@@ -19,7 +19,7 @@ BEAT = 2.0
 logger = logging.getLogger(__name__)
 
 
-class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
+class Heartbeat(bootsteps.StartStopStep):
     """Says from within the event loop that it turns, how much was taken and how much runs."""
 
     requires = ("celery.worker.components:Timer",)
@@ -36,7 +36,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
         fresh.replace(path)
 
 
-class Reclaim(bootsteps.StartStopStep):  # type: ignore[misc]
+class Reclaim(bootsteps.StartStopStep):
     """After a lost connection the worker has forgotten what had not begun; it goes back to its queue."""
 
     requires = ("celery.worker.consumer.connection:Connection",)

@@ -1,0 +1,110 @@
+"""Figures of queues and workers for Prometheus, read from Redis when asked.
+
+celery-exporter lives on events alone: it knows neither leases, nor priorities, nor the age of a message.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import redis
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from celery_app.config import PRIORITIES, Settings, list_key
+from celery_app.lease import DEAD, LEASES, connect
+from celery_app.schedule import LEADER, TICK
+
+QUEUES = ("default", "data", "ml")
+
+
+class Figures(Collector):
+    """What one scrape shows."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        # Messages have no time of their own: since when each list's next one was seen to wait.
+        self.waits: dict[str, tuple[str, float]] = {}
+        # A worker that went away is down, not absent.
+        self.workers: set[str] = set()
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("muster_broker_up", "Whether Redis answers")
+        try:
+            found = list(self._read())
+            up.add_metric([], 1)
+        except redis.RedisError:
+            found = []
+            up.add_metric([], 0)
+        yield up
+        yield from found
+
+    def _read(self) -> Iterator[Metric]:
+        client = self.client
+        length = GaugeMetricFamily("muster_queue_length", "Messages that wait", labels=["queue", "priority"])
+        oldest = GaugeMetricFamily(
+            "muster_queue_oldest_seconds", "How long the next message has been seen to wait", labels=["queue"]
+        )
+        for queue in QUEUES:
+            ages = [0.0]
+            for name, value in PRIORITIES.items():
+                key = list_key(queue, value)
+                length.add_metric([queue, name], client.llen(key))
+                ages.append(self._age(key))
+            oldest.add_metric([queue], max(ages))
+        yield length
+        yield oldest
+        running = GaugeMetricFamily("muster_tasks_running", "Messages that a worker holds", labels=["worker"])
+        alive = GaugeMetricFamily("muster_worker_up", "Whether its lease is good", labels=["worker"])
+        lease = GaugeMetricFamily("muster_worker_lease_seconds", "How long its lease is good", labels=["worker"])
+        now = float(client.time()[0])
+        leases = dict(client.zrange(LEASES, 0, -1, withscores=True))
+        self.workers |= set(leases)
+        for worker in sorted(self.workers):
+            left = leases.get(worker, now) - now
+            alive.add_metric([worker], int(left > 0))
+            lease.add_metric([worker], left)
+            running.add_metric([worker], client.hlen(f"muster:unacked:{worker}"))
+        yield from (running, alive, lease)
+        for name, value, text in (
+            ("muster_dead_letters", float(client.hlen(DEAD)), "Tasks that wait for somebody to look"),
+            ("muster_garbage", client.llen("muster:garbage"), "What was in a queue and is no message"),
+            ("muster_beat_leader", client.exists(LEADER), "Whether an instance of beat leads"),
+            ("muster_beat_last_tick", float(client.get(TICK) or 0), "When beat last looked at the schedule"),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+        events = CounterMetricFamily("muster_task_events", "Failures, retries, duplicates", labels=["event", "task"])
+        for key, times in client.hgetall("muster:counts").items():
+            events.add_metric(key.split("|", 1), float(times))
+        yield events
+
+    def _age(self, key: str) -> float:
+        text = self.client.lindex(key, -1)
+        if text is None:
+            self.waits.pop(key, None)
+            return 0.0
+        tag = str(json.loads(text).get("properties", {}).get("delivery_tag"))
+        if self.waits.get(key, ("", 0.0))[0] != tag:
+            self.waits[key] = (tag, time.monotonic())
+        return time.monotonic() - self.waits[key][1]
+
+
+def main() -> int:
+    settings, told = Settings.read(), threading.Event()
+    registry = CollectorRegistry()
+    registry.register(Figures(connect(settings)))
+    start_http_server(settings.metrics_port, settings.metrics_address, registry)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    told.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Beat: sends what is due by MUSTER_SCHEDULE. Any number of instances may run; one at a time fires. `healthy` asks.
+
+RedBeat is not used: it locks, but its entries have no zone of their own, a missed tick is not accounted for per entry,
+and a tick's task has a random id, so that two leaders at a change of leader would do the work twice. Here the id
+follows from name and time: whoever sends it, and however often, the workers run it once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from celery_app.config import PRIORITIES, Settings
+from celery_app.due import latest
+from celery_app.lease import connect
+
+LEADER, LAST, TICK = "muster:beat:leader", "muster:beat:last", "muster:beat:tick"
+ALIVE = Path("/tmp/muster-beat")
+TERM = 15000
+# Later than this a tick counts as missed.
+MISSED = 60.0
+# Only the leader writes; one that was away and does not know it yet changes nothing.
+LEAD = """
+local leader = redis.call('GET', KEYS[1])
+if leader and leader ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+REMEMBER = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[2], ARGV[2], ARGV[3]) end
+redis.call('SET', KEYS[3], ARGV[4])
+return 1
+"""
+RESIGN = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+logger = logging.getLogger("muster.schedule")
+Send = Callable[[dict[str, Any], str], None]
+
+
+def tick_id(name: str, due: datetime) -> str:
+    """The id of the task that a tick sends, the same for whoever sends it."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"muster:{name}:{due.isoformat()}"))
+
+
+class Beat:
+    """One instance."""
+
+    def __init__(self, client: redis.Redis, entries: list[dict[str, Any]], send: Send, *, zone: str, name: str) -> None:
+        self.client, self.entries, self.send, self.zone = client, entries, send, zone
+        self.token = f"{name} {uuid.uuid4()}"
+        # Up to where an entry was looked at and found not due: a yearly one is not searched for a year each second.
+        self.seen: dict[str, datetime] = {}
+
+    def tick(self, now: datetime) -> int:
+        """Send what is due if this instance leads; how many were sent."""
+        if not self.client.eval(LEAD, 1, LEADER, self.token, TERM):
+            self.seen.clear()
+            return 0
+        last: dict[str, str] = self.client.hgetall(LAST)
+        return sum(self._entry(entry, last.get(entry["name"]), now) for entry in self.entries)
+
+    def _entry(self, entry: dict[str, Any], last: str | None, now: datetime) -> int:
+        name = entry["name"]
+        if last is None:
+            # New: what was due before it was written down is not missed.
+            self._remember(name, now, now)
+            return 0
+        done = datetime.fromisoformat(last)
+        due = latest(entry, max(done, self.seen.get(name, done)), now, self.zone)
+        self.seen[name] = now
+        if due is None:
+            self._remember("", now, now)
+            return 0
+        late = (now - due).total_seconds()
+        wanted = late <= MISSED or entry.get("catch_up", "once") == "once"
+        if wanted:
+            self.send(entry, tick_id(name, due))
+        logger.info("%s of %s %s", name, due.isoformat(), "sent" if wanted else f"skipped, {late:.0f} s late")
+        self._remember(name, due, now)
+        return int(wanted)
+
+    def _remember(self, name: str, due: datetime, now: datetime) -> None:
+        values = (self.token, name, due.isoformat(), now.timestamp())
+        self.client.eval(REMEMBER, 3, LEADER, LAST, TICK, *values)
+
+    def resign(self) -> None:
+        """Let another instance go on at once."""
+        self.client.eval(RESIGN, 1, LEADER, self.token)
+
+
+def send(entry: dict[str, Any], task_id: str) -> None:
+    """To its queue, or where the task's module belongs."""
+    from celery_app import app
+
+    options = {"queue": entry["queue"]} if entry.get("queue") else {}
+    priority = PRIORITIES[entry.get("priority") or "normal"]
+    app.send_task(
+        entry["task"],
+        entry.get("args"),
+        entry.get("kwargs"),
+        task_id=task_id,
+        priority=priority,
+        retry=False,
+        **options,
+    )
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if sys.argv[1:] == ["healthy"]:
+        age = time.time() - ALIVE.stat().st_mtime if ALIVE.exists() else float("inf")
+        print(f"last look {age:.0f} s ago")
+        return int(age > 30)
+    settings, told = Settings.read(), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    entries = json.loads(Path(settings.schedule).read_text()) if settings.schedule else []
+    name = settings.worker or os.uname().nodename
+    beat = Beat(connect(settings), entries, send, zone=settings.timezone, name=name)
+    while not told.is_set():
+        try:
+            beat.tick(datetime.now(UTC))
+            ALIVE.touch()
+        except Exception:
+            # The broker is away, or one entry cannot be sent: the others go on at the next look.
+            logger.exception("a look at the schedule failed")
+        told.wait(1)
+    with contextlib.suppress(redis.RedisError):
+        beat.resign()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Tasks for these tests. What they do is written to Redis by plain commands, not by the code under test."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import redis
+
+from celery_app import app
+from celery_app.task import once
+
+
+def client() -> redis.Redis:
+    return redis.Redis.from_url(os.environ["MUSTER_REDIS_URL"], decode_responses=True)
+
+
+@app.task(bind=True, name="t.note")
+def note(self, text: str) -> str:  # type: ignore[no-untyped-def]
+    client().rpush("notes", text)
+    once(self.request.id, lambda pipe: pipe.incr(f"effect:{text}"))
+    return text
+
+
+@app.task(name="t.gate")
+def gate(text: str) -> str:
+    """Says that it began and waits until it may end, at most a minute."""
+    found = client()
+    found.rpush("began", text)
+    deadline = time.monotonic() + 60
+    while not found.exists(f"open:{text}") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    found.rpush("ended", text)
+    return text
+
+
+@app.task(name="t.die")
+def die() -> None:
+    client().incr("deaths")
+    os.kill(os.getpid(), 9)
+
+
+@app.task(name="t.shaky", autoretry_for=(OSError,), retry_backoff=1, retry_jitter=False, max_retries=2)
+def shaky(good_at: int) -> int:
+    times = int(client().incr("tries"))
+    client().rpush("tries_at", time.time())
+    if times < good_at:
+        raise OSError("not yet")
+    return times
+
+
+@app.task(name="t.typed")
+def typed(number: int, where: list[str]) -> int:
+    client().incr("typed")
+    return number + len(where)
+
+
+@app.task(name="t.noop")
+def noop() -> None:
+    pass
