@@ -191,7 +191,7 @@ def test_stopping_outlives_an_absent_head_and_a_job_that_only_now_starts(
         if len(waited) == 4:
             api.submit({"submission_id": "t1", "metadata": {}})
 
-    monkeypatch.setattr(ray_bridge.time, "sleep", sleep)
+    monkeypatch.setattr("celery_app.ray_bridge.time.sleep", sleep)
     api.away = True
     assert ray_bridge.stop_for_good(api, "t1")
     assert api.jobs["t1"]["status"] == "STOPPED"

@@ -42,7 +42,7 @@ def broken() -> None:
 
 @app.task
 def on_ray(name: str, arguments: list[Any], options: dict[str, Any]) -> Any:
-    functions = {"add": add, "slow": slow, "broken": broken}
+    functions: dict[str, Any] = {"add": add, "slow": slow, "broken": broken}
     try:
         return ray_call(functions[name], *arguments, **options)
     except RayCallUncertainError as error:
