@@ -44,6 +44,11 @@ def make(settings: Settings) -> Celery:
         result_backend=settings.result_backend or (_with_tls(url, settings)),
         result_expires=int(settings.result_days * 86400),
         result_extended=True,
+        # A result outlasts a broker that starts anew.
+        result_backend_always_retry=True,
+        result_backend_base_sleep_between_retries_ms=100,
+        result_backend_max_sleep_between_retries_ms=1000,
+        result_backend_max_retries=120,
         redis_socket_keepalive=True,
         redis_retry_on_timeout=True,
         task_serializer="json",

@@ -7,6 +7,9 @@ import os
 from typing import Any
 
 import redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import BusyLoadingError
+from redis.retry import Retry
 
 from celery_app.config import Settings, list_key, step
 
@@ -35,6 +38,7 @@ local until_ = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if until_ and tonumber(until_) <= tonumber(redis.call('TIME')[1]) then return redis.call('ZREM', KEYS[1], ARGV[1]) end
 return 0
 """
+PASSING = [redis.ConnectionError, redis.TimeoutError, BusyLoadingError]
 _connections: dict[int, redis.Redis] = {}
 
 
@@ -51,7 +55,9 @@ def connection() -> redis.Redis:
     pid = os.getpid()
     if pid not in _connections:
         _connections.clear()
-        _connections[pid] = connect(Settings.read(), socket_timeout=30)
+        # A task does not fail because the broker starts anew; if it stays away the supervisor ends the worker.
+        patience = Retry(ConstantBackoff(0.5), retries=120)
+        _connections[pid] = connect(Settings.read(), socket_timeout=30, retry=patience, retry_on_error=PASSING)
     return _connections[pid]
 
 

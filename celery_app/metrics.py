@@ -78,7 +78,7 @@ class Figures(Collector):
             ("muster_beat_leader", client.exists(LEADER), "Whether an instance of beat leads"),
             ("muster_beat_last_tick", float(client.get(TICK) or 0), "When beat last looked at the schedule"),
         ):
-            yield GaugeMetricFamily(name, text, value=value)
+            yield GaugeMetricFamily(name, text, value=float(value))
         events = CounterMetricFamily("muster_task_events", "Failures, retries, duplicates", labels=["event", "task"])
         for key, times in client.hgetall("muster:counts").items():
             events.add_metric(key.split("|", 1), float(times))

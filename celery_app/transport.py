@@ -17,6 +17,8 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
+from celery_app import lease
+from celery_app.config import Settings
 from celery_app.lease import LEASES
 
 IDLE_LEAST, IDLE_MOST, IDLE_GROWTH = 0.004, 0.1, 1.3
@@ -64,6 +66,25 @@ class QoS(stock.QoS):
 
     def append(self, message: Any, delivery_tag: str) -> None:
         super(stock.QoS, self).append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        if self.channel.connection is not None:
+            return super().ack(delivery_tag)
+        # The task ran on while its connection was lost, and that of its message is closed for good.
+        with lease.connect(Settings.read()) as client:
+            client.pipeline().zrem(self.unacked_index_key, delivery_tag).hdel(self.unacked_key, delivery_tag).execute()
+        return super(stock.QoS, self).ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if not requeue:
+            return self.ack(delivery_tag)
+        if self.channel.connection is not None:
+            return super().reject(delivery_tag, requeue)
+        with lease.connect(Settings.read()) as client:
+            held = client.hget(self.unacked_key, delivery_tag)
+            if held:
+                lease.give_back(client, self.unacked_key, delivery_tag, held)
+        return super(stock.QoS, self).ack(delivery_tag)
 
 
 class Channel(stock.Channel):

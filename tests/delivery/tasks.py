@@ -8,6 +8,7 @@ import time
 import redis
 
 from celery_app import app
+from celery_app.lease import connection
 from celery_app.task import once
 
 
@@ -17,9 +18,16 @@ def client() -> redis.Redis:
 
 @app.task(bind=True, name="t.note")
 def note(self, text: str) -> str:  # type: ignore[no-untyped-def]
-    client().rpush("notes", text)
+    connection().rpush("notes", text)
     once(self.request.id, lambda pipe: pipe.incr(f"effect:{text}"))
     return text
+
+
+def _open(found: redis.Redis, text: str) -> bool:
+    try:
+        return bool(found.exists(f"open:{text}"))
+    except redis.RedisError:
+        return False
 
 
 @app.task(name="t.gate")
@@ -28,7 +36,7 @@ def gate(text: str) -> str:
     found = client()
     found.rpush("began", text)
     deadline = time.monotonic() + 60
-    while not found.exists(f"open:{text}") and time.monotonic() < deadline:
+    while not _open(found, text) and time.monotonic() < deadline:
         time.sleep(0.05)
     found.rpush("ended", text)
     return text
