@@ -258,6 +258,22 @@ def test_a_killed_workers_job_is_found_again_not_started_twice(site: Site, app: 
     assert sum(job == sent.id for job in jobs_of(site)) == 1
 
 
+def test_the_head_may_be_killed_during_a_job(site: Site, app: Any, worker: Any) -> None:
+    worker()
+    entrypoint = (
+        "python -c 'import time; from ray_jobs import outcome; print(\"started\"); time.sleep(20);"
+        " outcome.result(\"done\")'"
+    )  # fmt: skip
+    # Its own process is on the worker: what runs on the head goes with it, and is started again.
+    sent = app.job.delay(entrypoint, {"num_cpus": 0.5})
+    eventually(lambda: status(site, sent.id) == "RUNNING", 30)
+    docker("kill", f"{site.name}-head")
+    eventually(lambda: (sent.info or {}).get("status") == "UNKNOWN", 30, "for the absence to show")
+    docker("start", f"{site.name}-head")
+    assert sent.get(timeout=120) == "done"
+    assert jobs_of(site)[sent.id] == "SUCCEEDED"
+
+
 def test_the_same_visit_twice_starts_one_job(site: Site, app: Any) -> None:
     """Two workers that hold the same message at the same time."""
     from celery_app.ray_bridge import JobsClient, Wanted, visit
