@@ -211,7 +211,7 @@ def test_what_takes_longer_than_a_stop_goes_back_and_runs_again() -> None:
         LAB.on("server1", "docker", "stop", "celery_worker-data-1")
         print(f"a worker with a task of 25 s and 15 s to end stopped after {time.monotonic() - start:.0f} s")
         held = status()["workers"].get("server1/data", {"tasks": []})["tasks"]
-        assert not held and BROKER.ask("app", "llen", "data\x06\x163") == "1"
+        assert not held and sum(status()["queues"]["data"].values()) == 1
     finally:
         LAB.on("server1", "docker", "start", "celery_worker-data-1")
         LAB.on("head", "docker", "start", INSIDE)
@@ -244,4 +244,4 @@ def test_the_screen_says_what_waits_and_who_works_on_what() -> None:
     until(20, "the task runs", lambda: trace("shown") == ["start"])
     screen = play("playbooks/status.yml")
     assert "Celery: " in screen and "dead letters" in screen
-    assert "alive  celery_app.tasks.default.nap" in " ".join(screen.split())
+    assert "alive celery_app.tasks.default.nap" in " ".join(screen.split())
