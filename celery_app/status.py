@@ -15,13 +15,14 @@ from celery_app.config import PRIORITIES, Settings, list_key
 from celery_app.lease import DEAD, LEASES, connect
 
 BINDINGS, UNACKED = "_kombu.binding.", "muster:unacked:"
+QUEUES = ("default", "data", "ml")
 # Not queues of tasks: replies and events.
 INTERNAL = ("celeryev", "celery.pidbox", "reply")
 
 
 def queue_names(keys: Iterable[str]) -> list[str]:
-    """Queues of tasks among the exchanges that workers and senders have declared."""
-    names = {key.removeprefix(BINDINGS) for key in keys}
+    """Our queues, which hold tasks before any worker declared them, and others that somebody did declare."""
+    names = {*QUEUES, *(key.removeprefix(BINDINGS) for key in keys)}
     return sorted(name for name in names if not any(part in name for part in INTERNAL))
 
 

@@ -10,8 +10,10 @@ from celery_app import status
 
 
 def test_queues_are_told_from_replies_and_events() -> None:
-    keys = [f"_kombu.binding.{name}" for name in ("ml", "default", "celeryev", "celery.pidbox", "reply.celery.pidbox")]
-    assert status.queue_names(keys) == ["default", "ml"]
+    keys = [
+        f"_kombu.binding.{name}" for name in ("mine", "default", "celeryev", "celery.pidbox", "reply.celery.pidbox")
+    ]
+    assert status.queue_names(keys) == ["data", "default", "mine", "ml"]
 
 
 def test_a_task_is_read_from_what_kombu_sends() -> None:
