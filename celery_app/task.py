@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, get_type_hints
 
 from celery import Task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from celery_app.config import PRIORITIES, Settings
@@ -97,7 +97,7 @@ class MusterTask(Task):
         logger.error("%s[%s] is a dead letter: %s", self.name, request.id, reason)
         error = RuntimeError(f"dead letter: {reason}; see `python -m celery_app.deadletter show {request.id}`")
         self.backend.mark_as_failure(request.id, error, request=request)
-        raise Reject(reason, requeue=False)
+        raise Ignore()
 
     def _checked(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         check = self.__dict__.get("_muster_check")

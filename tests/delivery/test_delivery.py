@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.delivery.conftest import RedisServer, Worker, children, kill, until
+from tests.delivery.conftest import ROOT, RedisServer, Worker, children, kill, until
 
 Start = Callable[..., Worker]
 
@@ -203,3 +205,18 @@ def test_told_to_stop_it_hands_back_what_takes_too_long(app: Any, worker: Start,
     assert time.monotonic() - start < 10
     assert redis.llen("default") == 1
     assert not redis.exists("muster:unacked:one/default", "muster:leases")
+
+
+def test_dead_letter_sent_again_runs(app: Any, worker: Start, redis_server: RedisServer) -> None:
+    one, redis = worker("one", max_deliveries=1), redis_server.client
+    held = app.send_task("t.gate", ["x"])
+    until(lambda: redis.llen("began") == 1, "the task began")
+    one.kill()
+    one.start()
+    until(lambda: redis.hexists("muster:dead", held.id), "it is a dead letter")
+    redis.set("open:x", 1)
+    environment = {**one.environment, "MUSTER_WORKER": "", "MUSTER_HEARTBEAT": ""}
+    command = [sys.executable, "-m", "celery_app.deadletter", "requeue", held.id]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
+    until(lambda: redis.lrange("ended", 0, -1) == ["x"], "it ran to its end")
+    assert not redis.hexists("muster:dead", held.id)
