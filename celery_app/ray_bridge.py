@@ -417,7 +417,7 @@ class Wanted:
         }
         if self.memory is not None:
             body["entrypoint_memory"] = self.memory
-        if self.label_selector is not None:
+        if self.label_selector:
             body["entrypoint_label_selector"] = dict(self.label_selector)
         return body
 
@@ -485,9 +485,12 @@ def ray_job(
     """Run a command as a Ray job under the id of the current task, and return what it gave to outcome.result.
 
     Call it last in a task with the options RAY_JOB: `return ray_job(...)`. While the job runs it does not return but
-    ends the visit, so what stands before it in the task runs at every visit. `num_cpus` 0 lets the job's own process
-    run on the head, in the head's memory. A job that lost its node is started again, up to `restarts` times.
+    ends the visit, so what stands before it in the task runs at every visit. The job's own process runs on a server that
+    is not the head (`label_selector`; {} lets it run anywhere): one on the head ends with the head, and Ray may go on
+    calling it RUNNING. A job that Ray says has lost its node is started again, up to `restarts` times.
     """
+    if label_selector is None:
+        label_selector = {"class": "server", "node": "!head"}
     task = current_task._get_current_object()
     if not getattr(task, "ray_job", False):
         raise BridgeError(f"{task.name} has to be declared with **RAY_JOB to end in ray_job")

@@ -258,14 +258,15 @@ def test_a_killed_workers_job_is_found_again_not_started_twice(site: Site, app: 
     assert sum(job == sent.id for job in jobs_of(site)) == 1
 
 
-def test_the_head_may_be_killed_during_a_job(site: Site, app: Any, worker: Any) -> None:
+@pytest.mark.parametrize("where", [{"num_cpus": 0.5}, {"label_selector": {"node": "!head"}}], ids=["cpus", "label"])
+def test_the_head_may_be_killed_during_a_job(site: Site, app: Any, worker: Any, where: dict[str, Any]) -> None:
     worker()
     entrypoint = (
         "python -c 'import time; from ray_jobs import outcome; print(\"started\"); time.sleep(20);"
         " outcome.result(\"done\")'"
     )  # fmt: skip
-    # Its own process is on the worker: what runs on the head goes with it, and is started again.
-    sent = app.job.delay(entrypoint, {"num_cpus": 0.5})
+    # Its own process has to be on a worker: what runs on the head goes with the head.
+    sent = app.job.delay(entrypoint, where)
     eventually(lambda: status(site, sent.id) == "RUNNING", 30)
     docker("kill", f"{site.name}-head")
     eventually(lambda: (sent.info or {}).get("status") == "UNKNOWN", 30, "for the absence to show")
