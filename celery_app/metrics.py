@@ -74,11 +74,11 @@ class Figures(Collector):
         yield from (running, alive, lease)
         for name, value, text in (
             ("muster_dead_letters", float(client.hlen(DEAD)), "Tasks that wait for somebody to look"),
-            ("muster_garbage", client.llen("muster:garbage"), "What was in a queue and is no message"),
-            ("muster_beat_leader", client.exists(LEADER), "Whether an instance of beat leads"),
+            ("muster_garbage", float(client.llen("muster:garbage")), "What was in a queue and is no message"),
+            ("muster_beat_leader", float(client.exists(LEADER)), "Whether an instance of beat leads"),
             ("muster_beat_last_tick", float(client.get(TICK) or 0), "When beat last looked at the schedule"),
         ):
-            yield GaugeMetricFamily(name, text, value=float(value))
+            yield GaugeMetricFamily(name, text, value=value)
         events = CounterMetricFamily("muster_task_events", "Failures, retries, duplicates", labels=["event", "task"])
         for key, times in client.hgetall("muster:counts").items():
             events.add_metric(key.split("|", 1), float(times))

@@ -67,7 +67,7 @@ class QoS(stock.QoS):
     def append(self, message: Any, delivery_tag: str) -> None:
         super(stock.QoS, self).append(message, delivery_tag)
 
-    def ack(self, delivery_tag: str) -> None:
+    def ack(self, delivery_tag: str) -> Any:
         if self.channel.connection is not None:
             return super().ack(delivery_tag)
         # The task ran on while its connection was lost, and that of its message is closed for good.
@@ -75,7 +75,7 @@ class QoS(stock.QoS):
             client.pipeline().zrem(self.unacked_index_key, delivery_tag).hdel(self.unacked_key, delivery_tag).execute()
         return super(stock.QoS, self).ack(delivery_tag)
 
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+    def reject(self, delivery_tag: str, requeue: bool = False) -> Any:
         if not requeue:
             return self.ack(delivery_tag)
         if self.channel.connection is not None:

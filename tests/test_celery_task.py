@@ -66,7 +66,7 @@ def test_settings_are_the_environments(tmp_path: Path) -> None:
 def test_default_visibility_is_the_formula() -> None:
     from muster.celery_times import visibility
 
-    settings = Settings()
+    settings = Settings.read({})
     assert settings.visibility_timeout == visibility(settings.time_limit, settings.max_countdown)
 
 
