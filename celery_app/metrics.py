@@ -72,13 +72,13 @@ class Figures(Collector):
             lease.add_metric([worker], left)
             running.add_metric([worker], client.hlen(f"muster:unacked:{worker}"))
         yield from (running, alive, lease)
-        for name, value, text in (
+        for metric, figure, text in (
             ("muster_dead_letters", float(client.hlen(DEAD)), "Tasks that wait for somebody to look"),
             ("muster_garbage", float(client.llen("muster:garbage")), "What was in a queue and is no message"),
             ("muster_beat_leader", float(client.exists(LEADER)), "Whether an instance of beat leads"),
             ("muster_beat_last_tick", float(client.get(TICK) or 0), "When beat last looked at the schedule"),
         ):
-            yield GaugeMetricFamily(name, text, value=value)
+            yield GaugeMetricFamily(metric, text, value=figure)
         events = CounterMetricFamily("muster_task_events", "Failures, retries, duplicates", labels=["event", "task"])
         for key, times in client.hgetall("muster:counts").items():
             events.add_metric(key.split("|", 1), float(times))
