@@ -486,8 +486,8 @@ def ray_job(
 
     Call it last in a task with the options RAY_JOB: `return ray_job(...)`. While the job runs it does not return but
     ends the visit, so what stands before it in the task runs at every visit. The job's own process runs on a server
-    that is not the head (`label_selector`; {} lets it run anywhere): one on the head ends with the head, and Ray may go on
-    calling it RUNNING. A job that Ray says has lost its node is started again, up to `restarts` times.
+    that is not the head (`label_selector`; {} lets it run anywhere): one on the head ends with the head, and Ray
+    may go on calling it RUNNING. A job that Ray says has lost its node is started again, up to `restarts` times.
     """
     if label_selector is None:
         label_selector = {"class": "server", "node": "!head"}
