@@ -1,8 +1,8 @@
 """Beat: sends what is due by MUSTER_SCHEDULE. Any number of instances may run; one at a time fires. `healthy` asks.
 
-RedBeat is not used: it locks, but its entries have no zone of their own, a missed tick is not accounted for per entry,
-and a tick's task has a random id, so that two leaders at a change of leader would do the work twice. Here the id
-follows from name and time: whoever sends it, and however often, the workers run it once.
+RedBeat (2.4.2; its source was read) is not used: it locks, but a tick's task has a random id, so that two leaders at a
+change of leader would do the work twice, its entries have no zone of their own, and what becomes of missed ticks cannot
+be said per entry. Here the id follows from name and time: whoever sends it, and however often, the workers run it once.
 """
 
 from __future__ import annotations

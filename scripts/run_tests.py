@@ -83,7 +83,7 @@ def unit_checks() -> list[Check]:
 
 def delivery_checks(after: tuple[str, ...] = ()) -> list[Check]:
     """Celery's promises with a real broker and real workers, which are processes in the images, not hosts."""
-    return [Check("delivery", ["pytest", "-q", "tests/delivery"], 1800, after=after)]
+    return [Check("delivery", ["pytest", "-q", "tests/delivery"], 1800, after=after, env={"MUSTER_NO_SKIP": "1"})]
 
 
 def scenario_checks(names: list[str] | None = None) -> list[Check]:

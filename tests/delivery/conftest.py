@@ -34,6 +34,11 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def missing(what: str) -> None:
+    """No test without the images; make test, which makes them, takes that for a failure."""
+    (pytest.fail if os.environ.get("MUSTER_NO_SKIP") else pytest.skip)(what)
+
+
 def infra_image() -> str:
     """The newest infra image of this machine; MUSTER_TEST_INFRA_IMAGE names another."""
     if named := os.environ.get("MUSTER_TEST_INFRA_IMAGE"):
@@ -41,7 +46,7 @@ def infra_image() -> str:
     command = ["docker", "images", "--filter", "label=muster.image=infra", "--format", "{{.ID}}"]
     found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
     if not found:
-        pytest.skip("no infra image on this machine: build it (make images) or set MUSTER_TEST_INFRA_IMAGE")
+        missing("no infra image on this machine: run make up, or set MUSTER_TEST_INFRA_IMAGE")
     return found[0]
 
 

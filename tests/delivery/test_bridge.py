@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from .conftest import missing
+
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 SLEEPER = """python -u -c '
@@ -44,7 +46,7 @@ def image(kind: str) -> str:
     """The newest image of this kind that this machine has."""
     found = docker("images", "--quiet", "--filter", f"label=muster.image={kind}").split()
     if not found:
-        pytest.skip(f"no {kind} image here: run make up, or molecule test -s node_image")
+        missing(f"no {kind} image here: run make up, or molecule test -s node_image")
     return found[0]
 
 
