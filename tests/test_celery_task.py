@@ -1,13 +1,10 @@
 """What a task's base does before the task runs, and the settings; no broker."""
 
-import importlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-importlib.import_module("celery")
 
 from celery_app.config import Settings, list_key, step
 from celery_app.task import BadArgumentsError, checker, refuse_far

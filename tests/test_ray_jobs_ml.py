@@ -78,7 +78,6 @@ CSV = "id,price,zip,ok,when\n1,2.5,01234,true,2024-01-01\n2,x,0999,no,2024-01-02
 
 
 def test_rows_that_do_not_fit_are_set_aside_and_counted(tmp_path: Path) -> None:
-    importlib.import_module("pandas")
     parquet = importlib.import_module("pyarrow.parquet")
     source = tmp_path / "a.csv"
     source.write_text(CSV)
@@ -101,8 +100,6 @@ def test_rows_that_do_not_fit_are_set_aside_and_counted(tmp_path: Path) -> None:
      ("a\nx\ny\n", "no good row"), ("a\n1\nx\ny\nz\n", "3 of 4 rows are bad"), (b"a\n\xff\xfe\n", "not CSV in UTF-8")],
 )  # fmt: skip
 def test_a_file_that_is_no_use_leaves_nothing(tmp_path: Path, text: str | bytes, reason: str) -> None:
-    importlib.import_module("pandas")
-    importlib.import_module("pyarrow")
     source = tmp_path / "a.csv"
     source.write_bytes(text if isinstance(text, bytes) else text.encode())
     wanted = process.Process(source=os.fspath(source), target=os.fspath(tmp_path), columns={"a": "int"})
@@ -113,8 +110,6 @@ def test_a_file_that_is_no_use_leaves_nothing(tmp_path: Path, text: str | bytes,
 
 def test_a_forest_learns_is_kept_and_predicts(tmp_path: Path) -> None:
     pandas = importlib.import_module("pandas")
-    importlib.import_module("sklearn")
-    importlib.import_module("pyarrow")
     from sklearn.datasets import make_classification
 
     x, y = make_classification(n_samples=1500, n_features=6, n_informative=4, random_state=1)
