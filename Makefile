@@ -48,8 +48,9 @@ test: machine ## lint, unit tests and every Molecule scenario (SCENARIO=ufw: tha
 	@scripts/base-images
 	scripts/run_tests.py $(if $(SCENARIO),scenario:$(SCENARIO))
 
-soak: machine ## the cluster scenario again and again (ROUNDS=5)
+soak: machine ## the cluster scenario with 10,000 tasks, again and again (ROUNDS=5)
 	@scripts/base-images
+	export DRILL_TASKS=$${DRILL_TASKS:-10000}
 	for round in $$(seq $${ROUNDS:-5}); do
 	  echo "round $$round of $${ROUNDS:-5}"
 	  scripts/run_tests.py scenario:cluster

@@ -95,7 +95,7 @@ class MusterTask(Task):
         }
         connection().hset(DEAD, request.id, json.dumps(letter))
         logger.error("%s[%s] is a dead letter: %s", self.name, request.id, reason)
-        error = RuntimeError(f"dead letter: {reason}; see `python -m celery_app.deadletter show {request.id}`")
+        error = RuntimeError(f"dead letter: {reason}; see `muster dead show {request.id}`")
         self.backend.mark_as_failure(request.id, error, request=request)
         raise Ignore()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from muster import __version__, cli
+from muster import __version__, cli, screen
+from muster.errors import MusterError
 
 from .conftest import ROOT
 
@@ -70,3 +71,23 @@ def test_a_broken_inventory_ends_with_what_to_do(tmp_path: Path, capsys: pytest.
     (tmp_path / "hosts.yml").write_text("server: [")
     assert cli.main(["plan", "-i", str(tmp_path / "hosts.yml")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("Fix: correct the file that it names.")
+
+
+def test_a_screen_is_what_the_playbook_says_last(tmp_path: Path) -> None:
+    """With a real playbook, against this machine alone."""
+    play = tmp_path / "playbooks"
+    play.mkdir()
+    text = "- hosts: localhost\n  gather_facts: false\n  tasks:\n    - debug: {msg: first}\n    - {TASK}\n"
+    for name, task in (("good", "debug: {msg: '{{ words | join }}'}"), ("bad", "fail: {msg: no broker}")):
+        (play / f"{name}.yml").write_text(text.replace("{TASK}", task))
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all: {hosts: {localhost: {ansible_connection: local}}}")
+    assert screen.screen(str(play / "good.yml"), [str(inventory)], {"words": ["a", "b"]}) == "ab"
+    with pytest.raises(MusterError, match=r"localhost: no broker\. Fix"):
+        screen.screen(str(play / "bad.yml"), [str(inventory)], {})
+
+
+def test_a_dead_letter_needs_a_name() -> None:
+    done = muster("dead", "drop")
+    assert done.returncode == 2
+    assert done.stderr == "muster: dead drop needs the id of a task. Fix: look for it with: muster dead list.\n"

@@ -32,6 +32,9 @@ class Lab:
 
     def __init__(self, name: str, head: str = "head") -> None:
         self.name, self.head = name, head
+        inventories = ("inventory/lab/groups.yml", f"molecule/{name}/inventory/hosts.yml")
+        self.inventory = [part for path in inventories for part in ("-i", path)]
+        self.environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), MOLECULE_SCENARIO_NAME=name)
 
     def on(self, host: str, *command: str, stdin: str | None = None, check: bool = True) -> str:
         """Run a command on a host as its root, and give what it printed."""
@@ -96,12 +99,10 @@ class Lab:
 
     def play(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ansible-playbook against this scenario's hosts."""
-        environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), MOLECULE_SCENARIO_NAME=self.name)
-        inventories = [ROOT / "inventory/lab/groups.yml", ROOT / f"molecule/{self.name}/inventory/hosts.yml"]
         return subprocess.run(
-            ["ansible-playbook", *[part for path in inventories for part in ("-i", str(path))], *arguments],
+            ["ansible-playbook", *self.inventory, *arguments],
             cwd=ROOT,
-            env=environment,
+            env=self.environment,
             capture_output=True,
             text=True,
         )
