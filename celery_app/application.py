@@ -21,7 +21,7 @@ def make(settings: Settings) -> Celery:
     url = settings.url
     app = Celery("celery_app", task_cls=MusterTask, set_as_current=True)
     options: dict[str, Any] = {
-        "priority_steps": list(PRIORITIES.values()),
+        "priority_steps": sorted(PRIORITIES.values()),
         "queue_order_strategy": "priority",
         "visibility_timeout": settings.visibility_timeout,
         "socket_keepalive": True,

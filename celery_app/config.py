@@ -11,8 +11,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 
-PRIORITIES = {"critical": 0, "normal": 3, "low": 6, "batch": 9}
-# How Kombu names the list of a priority; the highest has the queue's own name.
+# In the order in which they are taken. A Celery client that says nothing sends 0.
+PRIORITIES = {"critical": 3, "normal": 0, "low": 6, "batch": 9}
+# How Kombu names the list of a priority; that of 0 has the queue's own name.
 SEPARATOR = "\x06\x16"
 
 

@@ -18,7 +18,7 @@ from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
 from celery_app import lease
-from celery_app.config import Settings
+from celery_app.config import PRIORITIES, Settings
 from celery_app.lease import LEASES
 
 IDLE_LEAST, IDLE_MOST, IDLE_GROWTH = 0.004, 0.1, 1.3
@@ -103,7 +103,7 @@ class Channel(stock.Channel):
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        lists = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
+        lists = [self._q_for_pri(queue, priority) for priority in PRIORITIES.values() for queue in queues]
         keys = [self.unacked_key, self.unacked_index_key, LEASES, *lists]
         command = ("EVALSHA", TAKE_SHA) if self._known else ("EVAL", TAKE)
         self._in_poll = self.client.connection

@@ -68,7 +68,7 @@ def test_default_visibility_is_the_formula() -> None:
     assert settings.visibility_timeout == visibility(settings.time_limit, settings.max_countdown)
 
 
-@pytest.mark.parametrize(("priority", "expected"), [(0, 0), (2, 0), (3, 3), (9, 9), (255, 9), (None, 3)])
+@pytest.mark.parametrize(("priority", "expected"), [(0, 0), (2, 0), (3, 3), (9, 9), (255, 9), (None, 0)])
 def test_steps_are_kombus(priority: object, expected: int) -> None:
     assert step(priority) == expected
 
