@@ -56,19 +56,24 @@ class RedisServer:
     def __init__(self, folder: Path) -> None:
         self.port, self.folder = free_port(), folder
         self.name = f"muster-delivery-{uuid.uuid4().hex[:8]}"
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.client = redis.Redis(port=self.port, decode_responses=True)
+        self.url, self.client = self.address()
         folder.chmod(0o777)
         subprocess.run(
             [
                 *("docker", "run", "-d", "--name", self.name, "--network", "host", "-v", f"{folder}:/data"),
-                *("--entrypoint", "redis-server", infra_image(), "--port", str(self.port), "--bind", "127.0.0.1"),
+                *("--entrypoint", "redis-server", infra_image(), *self.options(), "--bind", "127.0.0.1"),
                 *("--dir", "/data", "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
             ],
             check=True,
             capture_output=True,
         )
         self.answers()
+
+    def address(self) -> tuple[str, redis.Redis]:
+        return f"redis://127.0.0.1:{self.port}/0", redis.Redis(port=self.port, decode_responses=True)
+
+    def options(self) -> list[str]:
+        return ["--port", str(self.port)]
 
     def answers(self) -> None:
         def ping() -> bool:

@@ -8,12 +8,14 @@ import time
 import redis
 
 from celery_app import app
+from celery_app.config import Settings
 from celery_app.lease import connection
 from celery_app.task import once
 
 
 def client() -> redis.Redis:
-    return redis.Redis.from_url(os.environ["MUSTER_REDIS_URL"], decode_responses=True)
+    settings = Settings.read()
+    return redis.Redis.from_url(settings.url, decode_responses=True, **settings.tls)
 
 
 @app.task(bind=True, name="t.note")
