@@ -33,7 +33,7 @@ from celery import Celery  # noqa: E402
 
 URL = os.environ.get("MUSTER_REDIS_URL", "")
 KIND = os.environ.get("BENCH_KIND", "")
-PARTS = ("claim", "started", "events", "extended", "script", "prefetch 1")
+PARTS = ("claim", "started", "events", "extended", "take", "store", "prefetch 1")
 VARIANTS = ("stock", "by hand", "ours", *(f"ours without {part}" for part in PARTS), "ours without all")
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -47,12 +47,14 @@ def ours(without: str) -> Any:
         "started": {"task_track_started": False},
         "events": {"worker_send_task_events": False},
         "extended": {"result_extended": False},
-        "script": {"broker_read_url": app.conf.broker_write_url},
+        "take": {"broker_read_url": app.conf.broker_write_url},
         "prefetch 1": {"worker_prefetch_multiplier": 4},
     }
     for part in PARTS:
         if without in (part, "all"):
             app.conf.update(conf.get(part, {}))
+    if without in ("store", "all"):
+        app.loader.override_backends = {}
     if without in ("claim", "all"):
         MusterTask._claim = lambda *_: None  # type: ignore[method-assign]
     return app
@@ -152,7 +154,7 @@ class Bench:
         ids = [self.sender.send_task("bench.noop", queue="default").id for _ in range(count)]
         keys = [f"celery-task-meta-{one}" for one in ids]
         self.client.config_resetstat()
-        cpu, server = worker.cpu(), self.server()
+        cpu, main, server = worker.cpu(), used(worker.main), self.server()
         redis.Redis.from_url(self.aside).move("default", 0)
         wait(lambda: self.client.exists(*keys[-20:]) == min(20, count), "the last result", worker.log)
         metas: list[Any] = []
@@ -162,7 +164,7 @@ class Bench:
             return len(metas) == count and all(meta["status"] == "SUCCESS" for meta in metas)
 
         time.sleep(0.5)
-        cpu, server = worker.cpu() - cpu, self.server() - server
+        cpu, main, server = worker.cpu() - cpu, used(worker.main) - main, self.server() - server
         wait(all_there, "all results", worker.log)
         done = sorted(time_of(meta["date_done"]) for meta in metas)
         stats = self.client.info("commandstats")
@@ -170,6 +172,7 @@ class Bench:
         return {
             "tasks/s": (count - 1) / (done[-1] - done[0]),
             "ms of CPU per task": cpu / count * 1000,
+            "of it in the main process": main / count * 1000,
             "ms of Redis' CPU per task": server / count * 1000,
             "commands per task": calls / count,
         }

@@ -3,14 +3,15 @@
 Kombu pops with BRPOP and writes down what it holds in a second command: a worker that dies between the two loses the
 message, and so does one that a full Redis refuses the second. One script does both here, over all queues by
 priority. A script cannot wait, so an idle worker asks again after a while; the while grows to IDLE_MOST.
-Senders and everything but taking are Kombu's own.
+The same script acknowledges what was finished meanwhile: a task is one round trip of the main process.
+Senders and everything else are Kombu's own.
 """
 
 from __future__ import annotations
 
 import hashlib
 from time import monotonic, time
-from typing import Any
+from typing import Any, ClassVar
 
 from kombu.transport import redis as stock
 from kombu.utils.encoding import bytes_to_str
@@ -21,10 +22,16 @@ from celery_app import lease
 from celery_app.config import PRIORITIES, Settings
 from celery_app.lease import LEASES
 
+MOST_DONE = 1000
 IDLE_LEAST, IDLE_MOST, IDLE_GROWTH = 0.004, 0.1, 1.3
-# Keys: held, its index, the leases, the lists. Arguments: the worker's time, the worker that needs a lease or nothing.
+# Keys: held, its index, the leases, the lists. Arguments: the worker's time, the worker that needs a lease or nothing,
+# the tags of what is finished.
 # What is no message at all goes aside, so that the queue goes on. Redis may be full: taking frees it.
 TAKE = """#!lua flags=allow-oom
+if #ARGV > 2 then
+  redis.call('ZREM', KEYS[2], unpack(ARGV, 3))
+  redis.call('HDEL', KEYS[1], unpack(ARGV, 3))
+end
 if ARGV[2] ~= '' then
   local lease = redis.call('ZSCORE', KEYS[3], ARGV[2])
   if not lease or tonumber(lease) <= tonumber(redis.call('TIME')[1]) then return false end
@@ -37,7 +44,7 @@ for i = 4, #KEYS do
     local info = type(properties) == 'table' and properties.delivery_info
     if type(info) == 'table' and type(properties.delivery_tag) == 'string' and type(info.routing_key) == 'string' then
       local exchange = type(info.exchange) == 'string' and info.exchange or ''
-      redis.call('ZADD', KEYS[1 + 1], ARGV[1], properties.delivery_tag)
+      redis.call('ZADD', KEYS[2], ARGV[1], properties.delivery_tag)
       redis.call('HSET', KEYS[1], properties.delivery_tag,
         '[' .. item .. ',' .. cjson.encode(exchange) .. ',' .. cjson.encode(info.routing_key) .. ']')
       return {KEYS[i], item}
@@ -52,9 +59,12 @@ TAKE_SHA = hashlib.sha1(TAKE.encode()).hexdigest()
 
 
 class Progress:
-    """What the supervisor watches: how many messages this process has taken."""
+    """Of this process, beyond the life of its connections."""
 
+    # What the supervisor watches: how many messages were taken.
     taken = 0
+    # Tags of what is finished and, as far as we know, still held.
+    done: ClassVar[list[str]] = []
     # For tests: the loop goes on and takes nothing, as after some reconnects.
     deaf = False
 
@@ -68,22 +78,26 @@ class QoS(stock.QoS):
         super(stock.QoS, self).append(message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> Any:
-        if self.channel.connection is not None:
-            return super().ack(delivery_tag)
-        # The task ran on while its connection was lost, and that of its message is closed for good.
-        with lease.connect(Settings.read()) as client:
-            client.pipeline().zrem(self.unacked_index_key, delivery_tag).hdel(self.unacked_key, delivery_tag).execute()
+        Progress.done.append(delivery_tag)
+        if self.channel.connection is None or not self.channel.active_queues:
+            # Nothing is taken here any more; or the task ran on while its connection was lost.
+            self.settle()
         return super(stock.QoS, self).ack(delivery_tag)
+
+    def settle(self) -> None:
+        """Acknowledge without taking."""
+        done = tuple(Progress.done)
+        with lease.connect(Settings.read()) as client:
+            client.pipeline().zrem(self.unacked_index_key, *done).hdel(self.unacked_key, *done).execute()
+        del Progress.done[: len(done)]
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> Any:
         if not requeue:
             return self.ack(delivery_tag)
-        if self.channel.connection is not None:
-            return super().reject(delivery_tag, requeue)
         with lease.connect(Settings.read()) as client:
             held = client.hget(self.unacked_key, delivery_tag)
             if held:
-                lease.give_back(client, self.unacked_key, delivery_tag, held)
+                lease.give_back(client, self.unacked_key, delivery_tag, held, died=True)
         return super(stock.QoS, self).ack(delivery_tag)
 
 
@@ -96,9 +110,10 @@ class Channel(stock.Channel):
     _known = False
     _idle = 0.0
     _not_before = 0.0
+    _told = 0
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if Progress.deaf or monotonic() < self._not_before:
+        if Progress.deaf or (monotonic() < self._not_before and not Progress.done):
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
@@ -108,7 +123,9 @@ class Channel(stock.Channel):
         command = ("EVALSHA", TAKE_SHA) if self._known else ("EVAL", TAKE)
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        self.client.connection.send_command(*command, len(keys), *keys, time(), self.fence)
+        done = Progress.done[:MOST_DONE]
+        self._told = len(done)
+        self.client.connection.send_command(*command, len(keys), *keys, time(), self.fence, *done)
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -124,6 +141,7 @@ class Channel(stock.Channel):
             self._in_poll = None
             self._flush_brpop_reauth()
         self._known = True
+        del Progress.done[: self._told]
         if not answer:
             return self._pause(min(max(self._idle * IDLE_GROWTH, IDLE_LEAST), IDLE_MOST))
         self._idle = self._not_before = 0.0
@@ -148,7 +166,14 @@ def _nothing() -> None:
 
 
 class Poller(stock.MultiChannelPoller):
-    """For use without an event loop: waits no longer than until a channel asks again."""
+    """Without an event loop it waits no longer than until a channel asks again."""
+
+    def on_poll_start(self) -> None:
+        super().on_poll_start()
+        for channel in self._channels:
+            # It cannot take now, so nothing goes with that.
+            if Progress.done and channel.active_queues and not channel._in_poll:
+                channel.qos.settle()
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         return super().get(callback, min(timeout, IDLE_MOST) if timeout is not None else IDLE_MOST)

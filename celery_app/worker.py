@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from celery_app.config import Settings
 from celery_app.transport import Progress
 
 BEAT = 2.0
+# Seconds that events wait for others, and how many wait at most.
+EVENTS, EVENTS_MOST = 0.2, 200
 logger = logging.getLogger(__name__)
 
 
@@ -36,15 +40,55 @@ class Heartbeat(bootsteps.StartStopStep):
         fresh.replace(path)
 
 
+def flush(pool: Any) -> None:
+    """The pool forgets what no process has; it would also forget what one has and only did not say so yet."""
+    jobs = tuple(pool._cache.values())
+    handed = [job for job in jobs if job._write_to and not job._accepted and job not in pool.outbound_buffer]
+    for job in handed:
+        job._accepted = True
+    pool.flush()
+    for job in handed:
+        job._accepted = job._worker_pid is not None
+        if not job._accepted and not job._write_to._is_alive():
+            job.discard()
+
+
 class Reclaim(bootsteps.StartStopStep):
     """After a lost connection the worker has forgotten what had not begun; it goes back to its queue."""
 
     requires = ("celery.worker.consumer.connection:Connection",)
 
     def start(self, consumer: Any) -> None:
+        pool = consumer.pool._pool
+        consumer.pool.flush = partial(flush, pool)
         if not consumer.restart_count:
             return
         settings = Settings.read()
-        running = frozenset(str(request.message.delivery_tag) for request in tuple(state.active_requests))
-        count = lease.restore(lease.connect(settings), settings.worker, keep=running)
+        running = {str(job._accept_callback.__self__.message.delivery_tag) for job in pool._cache.values()}
+        count = lease.restore(lease.connect(settings), settings.worker, died=False, keep=running | set(Progress.done))
         logger.warning("connected again (%s): %s messages went back, %s run on", os.getpid(), count, len(running))
+
+
+class Events(bootsteps.StartStopStep):
+    """Events go in groups: Celery sends one message for nearly each, and that costs more than taking the task."""
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def start(self, consumer: Any) -> None:
+        self.due = False
+        dispatcher = consumer.event_dispatcher
+
+        def flush() -> None:
+            self.due = False
+            dispatcher.flush()
+
+        def later() -> None:
+            if not self.due:
+                self.due = True
+                consumer.hub.call_later(EVENTS, flush)
+
+        dispatcher.on_send_buffered, dispatcher.buffer_limit = later, EVENTS_MOST
+
+    def stop(self, consumer: Any) -> None:
+        with contextlib.suppress(*consumer.connection_errors):
+            consumer.event_dispatcher.flush()
