@@ -68,3 +68,14 @@ def typed(number: int, where: list[str]) -> int:
 @app.task(name="t.noop")
 def noop() -> None:
     pass
+
+
+@app.task(bind=True, name="t.steps")
+def steps(self, count: int) -> int:  # type: ignore[no-untyped-def]
+    """Each step is shown and waits until it may end."""
+    for step in range(1, count + 1):
+        self.update_state(state="PROGRESS", meta={"done": step})
+        deadline = time.monotonic() + 60
+        while not _open(client(), str(step)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return count
