@@ -79,3 +79,16 @@ def steps(self, count: int) -> int:  # type: ignore[no-untyped-def]
         while not _open(client(), str(step)) and time.monotonic() < deadline:
             time.sleep(0.05)
     return count
+
+
+@app.task(name="t.hold", autoretry_for=(OSError,), retry_backoff=1, retry_jitter=False)
+def hold(text: str, fail: bool = False) -> str:
+    """As a gate, but writes nothing after it began: runs, or fails, as long as `hold:text` is there."""
+    found = client()
+    if fail and found.exists(f"hold:{text}"):
+        raise OSError("held")
+    if not fail:
+        found.rpush("began", text)
+    while found.exists(f"hold:{text}"):
+        time.sleep(0.05)
+    return text

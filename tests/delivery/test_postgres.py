@@ -7,12 +7,14 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from celery import Celery
+from celery.result import AsyncResult
 
 from tests.delivery.conftest import RedisServer, Worker, free_port, infra_image, until
 
@@ -84,6 +86,10 @@ def sender(redis_server: RedisServer, postgres: Postgres) -> Celery:
     return app
 
 
+def shows(task: AsyncResult, step: int) -> bool:
+    return bool(task.state == "PROGRESS" and task.info == {"done": step})
+
+
 def test_results_states_and_progress(
     sender: Celery, worker: Start, redis_server: RedisServer, postgres: Postgres
 ) -> None:
@@ -96,7 +102,7 @@ def test_results_states_and_progress(
     assert bad.state == "FAILURE" and "number" in str(bad.result)
     long = sender.send_task("t.steps", [3])
     for step in range(1, 4):
-        until(lambda step=step: long.state == "PROGRESS" and long.info == {"done": step}, f"step {step} is seen")
+        until(partial(shows, long, step), f"step {step} is seen")
         redis.set(f"open:{step}", 1)
     assert long.get(timeout=30) == 3
     gate = sender.send_task("t.gate", ["x"])
