@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from celery_app.config import Settings
-from celery_app.lease import DEAD, connect
+from celery_app.lease import DEAD, claim_key, connect
 
 
 def letters(client: redis.Redis) -> list[dict[str, Any]]:
@@ -27,7 +27,7 @@ def requeue(client: redis.Redis, task: str) -> bool:
 
     letter = json.loads(text)
     # The claim and the stored failure are of the former message.
-    client.delete(f"muster:claim:{task}:{letter['retries']}")
+    client.delete(claim_key(task, letter["retries"]))
     app.backend.forget(task)
     app.send_task(
         letter["task"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from typing import Any
 
 import redis
@@ -13,7 +14,7 @@ from redis.retry import Retry
 
 from celery_app.config import Settings, list_key, step
 
-LEASES, DEAD = "muster:leases", "muster:dead"
+LEASES, DEAD, CLAIM = "muster:leases", "muster:dead", "muster:claim:"
 # Renewed only while it lasts: a worker that was away must not come back as if nothing had been.
 RENEW = """#!lua flags=allow-oom
 local now = tonumber(redis.call('TIME')[1])
@@ -27,6 +28,9 @@ RESTORE = """#!lua flags=allow-oom
 redis.call('ZREM', KEYS[2], ARGV[1])
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('RPUSH', KEYS[3], ARGV[2])
+if redis.call('HGET', KEYS[4], 'tag') == ARGV[1] and redis.call('HDEL', KEYS[4], 'begun') == 1 and ARGV[3] == '1' then
+  redis.call('HINCRBY', KEYS[4], 'deaths', 1)
+end
 return 1
 """
 OVER = """
@@ -71,23 +75,30 @@ def resign(client: redis.Redis, worker: str) -> None:
     client.zrem(LEASES, worker)
 
 
-def restore(client: redis.Redis, worker: str, *, keep: frozenset[str] = frozenset()) -> int:
+def claim_key(task: object, retries: object) -> str:
+    """Who may run this attempt of a task, whether that has begun, and how many died of it."""
+    return f"{CLAIM}{task}:{retries or 0}"
+
+
+def restore(client: redis.Redis, worker: str, *, died: bool, keep: Collection[str] = ()) -> int:
     """Give back what a dead worker held, or a living one but what it is at; each message in one step."""
     key, count = f"muster:unacked:{worker}", 0
     for tag, held in client.hgetall(key).items():
         if tag not in keep:
-            count += give_back(client, key, tag, held)
+            count += give_back(client, key, tag, held, died=died)
     return count
 
 
-def give_back(client: redis.Redis, key: str, tag: str, held: str) -> bool:
-    """One message, to the end of its queue from which it is taken next."""
+def give_back(client: redis.Redis, key: str, tag: str, held: str, *, died: bool) -> bool:
+    """One message, to the end of its queue from which it is taken next. What had begun may have been why one `died`."""
     message, _, queue = json.loads(held)
-    message.setdefault("headers", {})["redelivered"] = True
+    headers = message.setdefault("headers", {})
+    headers["redelivered"] = True
     properties = message["properties"]
     properties.setdefault("delivery_info", {})["redelivered"] = True
     target = list_key(queue, step(properties.get("priority", properties["delivery_info"].get("priority"))))
-    return bool(client.eval(RESTORE, 3, key, f"{key}:index", target, tag, json.dumps(message)))
+    claim = claim_key(headers.get("id"), headers.get("retries"))
+    return bool(client.eval(RESTORE, 4, key, f"{key}:index", target, claim, tag, json.dumps(message), int(died)))
 
 
 def reap(client: redis.Redis, seconds: float) -> dict[str, int]:
@@ -98,6 +109,6 @@ def reap(client: redis.Redis, seconds: float) -> dict[str, int]:
     reaped: dict[str, int] = {}
     for worker in client.eval(OVER, 1, LEASES):
         with client.lock("muster:reaper", timeout=10, blocking=False) as _:
-            reaped[worker] = restore(client, worker)
+            reaped[worker] = restore(client, worker, died=True)
             client.eval(FORGET, 1, LEASES, worker)
     return reaped

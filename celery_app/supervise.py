@@ -67,7 +67,7 @@ class Supervisor:
         """Take over from the former life as soon as Redis answers."""
         while not self.told.is_set():
             try:
-                count = lease.restore(self.client, self.settings.worker)
+                count = lease.restore(self.client, self.settings.worker, died=True)
                 lease.renew(self.client, self.settings.worker, self.settings.lease, anew=True)
             except redis.RedisError as error:
                 logger.warning("waiting for Redis: %s", error)
@@ -153,7 +153,8 @@ class Supervisor:
     def _end(self) -> None:
         """Nothing runs any more: give all back and say so."""
         try:
-            lease.restore(self.client, self.settings.worker)
+            # Told to stop it hands back what still runs, and that is no fault of those tasks.
+            lease.restore(self.client, self.settings.worker, died=not self.told.is_set())
             lease.resign(self.client, self.settings.worker)
         except redis.RedisError as error:
             logger.warning("what it held goes back when Redis answers: %s", error)

@@ -5,26 +5,29 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, get_type_hints
 
 from celery import Task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from celery_app.config import PRIORITIES, Settings
-from celery_app.lease import DEAD, connection
+from celery_app.lease import DEAD, claim_key, connection
 
-CLAIM = "muster:claim:"
-# One key per id and attempt: who has it, and how often it was handed out. Another message of the same is a duplicate.
-TAKE_CLAIM = """
+# Another message of the same id and attempt is a duplicate.
+TAKE_CLAIM = """#!lua flags=allow-oom
 local tag = redis.call('HGET', KEYS[1], 'tag')
 if tag and tag ~= ARGV[1] then return -1 end
-redis.call('HSET', KEYS[1], 'tag', ARGV[1])
+redis.call('HSET', KEYS[1], 'tag', ARGV[1], 'begun', 1)
 redis.call('EXPIRE', KEYS[1], ARGV[2])
-return redis.call('HINCRBY', KEYS[1], 'deliveries', 1)
+return tonumber(redis.call('HGET', KEYS[1], 'deaths') or 0)
 """
+COUNTS = "muster:counts"
+# Redis may be full; that is no reason to lose what happened to a task.
+NOTE = "#!lua flags=allow-oom\nreturn redis.call(unpack(ARGV))"
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +56,15 @@ class MusterTask(Task):
         refuse_far(options.get("countdown"), options.get("eta"), Settings.read().max_countdown)
         return super().apply_async(args, kwargs, *more, **options)
 
+    def retry(self, *args: Any, **options: Any) -> Any:
+        """Celery drops a task whose next attempt it cannot send; this tries on, as long as the task may take."""
+        while True:
+            try:
+                return super().retry(*args, **options)
+            except Reject as refused:
+                logger.warning("%s[%s]: the next attempt waits: %s", self.name, self.request.id, refused.reason)
+                time.sleep(1)
+
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         count("failed", self.name)
 
@@ -65,20 +77,20 @@ class MusterTask(Task):
         if not tag:
             return
         settings = Settings.read()
-        key = f"{CLAIM}{request.id}:{request.retries or 0}"
-        times = int(connection().eval(TAKE_CLAIM, 1, key, tag, settings.visibility_timeout))
-        if times < 0:
+        key = claim_key(request.id, request.retries)
+        deaths = int(connection().eval(TAKE_CLAIM, 1, key, tag, settings.visibility_timeout))
+        if deaths < 0:
             logger.warning("%s[%s] is a duplicate and is dropped", self.name, request.id)
             count("duplicate", self.name)
             raise Ignore()
-        if times == 1:
+        if not (request.delivery_info or {}).get("redelivered"):
             return
         # Its worker may have died between the result and the acknowledgement.
         if self.backend.get_task_meta(request.id)["status"] == "SUCCESS":
             logger.warning("%s[%s] has its result already", self.name, request.id)
             raise Ignore()
-        if times > settings.max_deliveries:
-            self._bury(args, kwargs, f"handed out {times - 1} times and never finished")
+        if deaths >= settings.max_deliveries:
+            self._bury(args, kwargs, f"its worker died {deaths} times")
 
     def _bury(self, args: Any, kwargs: Any, reason: str) -> None:
         request, info = self.request, self.request.delivery_info or {}
@@ -93,7 +105,7 @@ class MusterTask(Task):
             "reason": reason,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        connection().hset(DEAD, request.id, json.dumps(letter))
+        connection().eval(NOTE, 1, DEAD, "HSET", DEAD, request.id, json.dumps(letter))
         logger.error("%s[%s] is a dead letter: %s", self.name, request.id, reason)
         error = RuntimeError(f"dead letter: {reason}; see `muster dead show {request.id}`")
         self.backend.mark_as_failure(request.id, error, request=request)
@@ -157,7 +169,7 @@ def refuse_far(countdown: float | None, eta: Any, most: int) -> None:
 
 def count(what: str, task: str) -> None:
     """For the metrics; what is counted is rare."""
-    connection().hincrby("muster:counts", f"{what}|{task}", 1)
+    connection().eval(NOTE, 1, COUNTS, "HINCRBY", COUNTS, f"{what}|{task}", 1)
 
 
 def once(key: str, effect: Callable[[Any], object]) -> bool:
@@ -173,4 +185,10 @@ def once(key: str, effect: Callable[[Any], object]) -> bool:
         effect(pipe)
         return True
 
-    return bool(connection().transaction(change, mark, value_from_callable=True))
+    client = connection()
+
+    def run() -> bool:
+        return bool(client.transaction(change, mark, value_from_callable=True))
+
+    # The client's own retry leaves out what watches a key.
+    return bool(client.get_retry().call_with_retry(run, lambda _: None))

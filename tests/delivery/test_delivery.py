@@ -223,3 +223,21 @@ def test_dead_letter_sent_again_runs(app: Any, worker: Start, redis_server: Redi
     subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
     until(lambda: redis.lrange("ended", 0, -1) == ["x"], "it ran to its end")
     assert not redis.hexists("muster:dead", held.id)
+
+
+def test_what_was_handed_back_is_no_dead_letter(app: Any, worker: Start, redis_server: RedisServer) -> None:
+    """Only a death counts: this task is in its third delivery when its worker dies for the first time."""
+    one, redis = worker("one", max_deliveries=2, soft_shutdown=1), redis_server.client
+    held = app.send_task("t.gate", ["x"])
+    for times in (1, 2):
+        until(lambda times=times: redis.llen("began") == times, "the task began")
+        assert one.stop() == 0
+        one.start()
+    until(lambda: redis.llen("began") == 3, "the task began")
+    one.kill()
+    one.start()
+    until(lambda: redis.llen("began") == 4, "the task began")
+    one.kill()
+    one.start()
+    until(lambda: redis.hexists("muster:dead", held.id), "its second death makes it a dead letter")
+    assert redis.llen("began") == 4

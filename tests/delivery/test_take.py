@@ -51,8 +51,8 @@ def test_what_is_given_back_is_what_was_taken(redis_server: RedisServer) -> None
     url = redis_server.url.replace("redis:", "muster:")
     script = DIES.replace('"unacked_key"', '"priority_steps": [0, 3, 6, 9], "unacked_key"')
     subprocess.run([sys.executable, "-c", script, url], cwd=ROOT, capture_output=True, timeout=60, check=False)
-    assert restore(client, "x") == 1
-    assert restore(client, "x") == 0
+    assert restore(client, "x", died=True) == 1
+    assert restore(client, "x", died=True) == 0
     import json
 
     after = json.loads(client.lindex(list_key("default", 6), 0))
