@@ -25,6 +25,10 @@ return 1
 """
 # Redis may be full; giving back takes no more than it frees.
 RESTORE = """#!lua flags=allow-oom
+if ARGV[4] ~= '' then
+  local until_ = redis.call('ZSCORE', KEYS[5], ARGV[4])
+  if until_ and tonumber(until_) > tonumber(redis.call('TIME')[1]) then return 0 end
+end
 redis.call('ZREM', KEYS[2], ARGV[1])
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('RPUSH', KEYS[3], ARGV[2])
@@ -80,17 +84,22 @@ def claim_key(task: object, retries: object) -> str:
     return f"{CLAIM}{task}:{retries or 0}"
 
 
-def restore(client: redis.Redis, worker: str, *, died: bool, keep: Collection[str] = ()) -> int:
+def restore(
+    client: redis.Redis, worker: str, *, died: bool, keep: Collection[str] = (), unless_alive: bool = False
+) -> int:
     """Give back what a dead worker held, or a living one but what it is at; each message in one step."""
     key, count = f"muster:unacked:{worker}", 0
     for tag, held in client.hgetall(key).items():
         if tag not in keep:
-            count += give_back(client, key, tag, held, died=died)
+            count += give_back(client, key, tag, held, died=died, unless=worker if unless_alive else "")
     return count
 
 
-def give_back(client: redis.Redis, key: str, tag: str, held: str, *, died: bool) -> bool:
-    """One message, to the end of its queue from which it is taken next. What had begun may have been why one `died`."""
+def give_back(client: redis.Redis, key: str, tag: str, held: str, *, died: bool, unless: str = "") -> bool:
+    """One message, to the end of its queue from which it is taken next, `unless` that worker has a lease.
+
+    What had begun may have been why its worker or process `died`, and that is counted.
+    """
     message, _, queue = json.loads(held)
     headers = message.setdefault("headers", {})
     headers["redelivered"] = True
@@ -98,7 +107,8 @@ def give_back(client: redis.Redis, key: str, tag: str, held: str, *, died: bool)
     properties.setdefault("delivery_info", {})["redelivered"] = True
     target = list_key(queue, step(properties.get("priority", properties["delivery_info"].get("priority"))))
     claim = claim_key(headers.get("id"), headers.get("retries"))
-    return bool(client.eval(RESTORE, 4, key, f"{key}:index", target, claim, tag, json.dumps(message), int(died)))
+    keys = (key, f"{key}:index", target, claim, LEASES)
+    return bool(client.eval(RESTORE, len(keys), *keys, tag, json.dumps(message), int(died), unless))
 
 
 def reap(client: redis.Redis, seconds: float) -> dict[str, int]:
@@ -108,7 +118,7 @@ def reap(client: redis.Redis, seconds: float) -> dict[str, int]:
         return {}
     reaped: dict[str, int] = {}
     for worker in client.eval(OVER, 1, LEASES):
-        with client.lock("muster:reaper", timeout=10, blocking=False) as _:
-            reaped[worker] = restore(client, worker, died=True)
-            client.eval(FORGET, 1, LEASES, worker)
+        # Others may reap it at the same moment, and it may itself come back: each step sees to that.
+        reaped[worker] = restore(client, worker, died=True, unless_alive=True)
+        client.eval(FORGET, 1, LEASES, worker)
     return reaped

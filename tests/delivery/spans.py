@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from billiard.pool import Worker
+from billiard.pool import Worker  # type: ignore[import-untyped]
 
 from celery_app import app
 from celery_app.task import once
