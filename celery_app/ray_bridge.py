@@ -8,7 +8,8 @@ job under the task's own id and frees the slot. The task looks at the job in sho
 (same id, next attempt, a countdown) and ends without a result; the last one has the job's result or error. A visit that
 is delivered again finds the job by its id. A visit that was published twice is dropped by the app's claim per attempt;
 if it were not, it would write the same state once more. Revoking the task stops the job: at the next visit (at most
-`SLOWEST` seconds away) the worker says that the task is revoked, and the job is stopped until Ray says that it is.
+`SLOWEST` seconds away) the worker says that the task is revoked, and the job is stopped until Ray says that it is; if
+the worker dies over that, the next one that starts does it.
 
 Jobs go over the Jobs API of the head's dashboard, which has no TLS and stays on the head's loopback: tasks with RAY_JOB
 belong into a queue that is served on the head's host (`ml`), or MUSTER_RAY_JOBS_URL is the https address of a gateway.
@@ -34,9 +35,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import redis
 from celery import current_task, signals
 from celery.exceptions import Ignore
 
+from celery_app import lease
+from celery_app.config import Settings
 from ray_jobs import outcome
 
 T = TypeVar("T")
@@ -47,6 +51,7 @@ RAY_JOB: dict[str, Any] = {"bind": True, "ray_job": True, "track_started": False
 FASTEST, SLOWEST = 1.0, 5.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 LOG_LINES = 40
+STOPPING = "muster:stopping"
 STATE_LOG = 4_000
 
 
@@ -555,12 +560,35 @@ def _stop_the_job(sender: Any = None, request: Any = None, **_: Any) -> None:
     """In the worker's own process, whose loop must not wait: a thread does it."""
     if not getattr(sender, "ray_job", False):
         return
-    job = request.get("id") if isinstance(request, dict) else request.id
+    job = str(request.get("id") if isinstance(request, dict) else request.id)
+    _note("SADD", job)
+    _stop_beside(job)
+
+
+@signals.worker_ready.connect(weak=False)
+def _stop_what_is_left(**_: Any) -> None:
+    """Of a worker that died over it, or gave up."""
+    if os.environ.get("MUSTER_RAY_JOBS_URL"):
+        for job in _note("SMEMBERS") or ():
+            _stop_beside(job)
+
+
+def _stop_beside(job: str) -> None:
     threading.Thread(target=_stop_quietly, args=(job,), name=f"stop-{job}").start()
 
 
 def _stop_quietly(job: str) -> None:
     try:
-        stop_for_good(JobsClient(), job)
+        if stop_for_good(JobsClient(), job):
+            _note("SREM", job)
     except JobsApiError as error:
         log.error("job %s is not stopped: %s", job, error)
+
+
+def _note(command: str, *jobs: str) -> Any:
+    """Which jobs are to be stopped is known to Redis until they are."""
+    try:
+        with lease.connect(Settings.read()) as client:
+            return client.execute_command(command, STOPPING, *jobs)
+    except redis.RedisError as error:
+        log.error("%s of the jobs to be stopped: %s", command, error)

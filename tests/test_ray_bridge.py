@@ -200,18 +200,46 @@ def test_stopping_outlives_an_absent_head_and_a_job_that_only_now_starts(
 def test_revoking_stops_jobs_only_of_tasks_that_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from celery import signals
 
-    stopped: list[str] = []
-    monkeypatch.setattr(ray_bridge, "_stop_quietly", stopped.append)
+    done: list[str] = []
+    monkeypatch.setattr(ray_bridge, "_stop_quietly", lambda job: done.append(f"stop {job}"))
+    monkeypatch.setattr(ray_bridge, "_note", lambda command, job: done.append(f"{command} {job}"))
 
     class Sender:
         ray_job = True
 
     signals.task_revoked.send(sender=Sender, request={"id": "t1"}, terminated=True, signum=15, expired=False)
     signals.task_revoked.send(sender=object(), request={"id": "t2"}, terminated=True, signum=15, expired=False)
+    stops_end()
+    assert done == ["SADD t1", "stop t1"]
+
+
+def stops_end() -> None:
     for thread in threading.enumerate():
         if thread.name.startswith("stop-"):
             thread.join()
-    assert stopped == ["t1"]
+
+
+def test_what_a_worker_left_is_stopped_by_the_next_and_then_forgotten(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = {"t1"}
+
+    def note(command: str, *jobs: str) -> set[str]:
+        if command == "SREM":
+            noted.difference_update(jobs)
+        return set(noted)
+
+    monkeypatch.setattr(ray_bridge, "_note", note)
+    monkeypatch.setattr(ray_bridge, "JobsClient", lambda: api)
+    api.submit({"submission_id": "t1", "metadata": {}})
+    ray_bridge._stop_what_is_left()
+    stops_end()
+    assert noted, "this one has no way to Ray's jobs"
+    monkeypatch.setenv("MUSTER_RAY_JOBS_URL", "http://h")
+    ray_bridge._stop_what_is_left()
+    stops_end()
+    assert not noted
+    assert api.jobs["t1"]["status"] == "STOPPED"
 
 
 @pytest.fixture

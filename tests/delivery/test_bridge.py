@@ -260,6 +260,24 @@ def test_a_killed_workers_job_is_found_again_not_started_twice(site: Site, app: 
     assert sum(job == sent.id for job in jobs_of(site)) == 1
 
 
+def test_a_revoked_job_is_stopped_although_its_worker_died_over_it(site: Site, app: Any, worker: Any) -> None:
+    import redis
+
+    notes: Any = redis.Redis.from_url(site.redis, decode_responses=True)
+    first = worker()
+    sent = app.job.delay(SLEEPER)
+    eventually(lambda: status(site, sent.id) == "RUNNING", 30)
+    # Without the head nothing can be stopped.
+    docker("kill", f"{site.name}-head")
+    sent.revoke()
+    eventually(lambda: notes.smembers("muster:stopping") == {sent.id}, 60, "for the note")
+    first.stop()
+    docker("start", f"{site.name}-head")
+    worker()
+    eventually(lambda: status(site, sent.id) == "STOPPED", 120, "for the job to stop")
+    eventually(lambda: not notes.exists("muster:stopping"), 30, "for the note to go")
+
+
 @pytest.mark.parametrize("where", [{"num_cpus": 0.5}, {"label_selector": {"node": "!head"}}], ids=["cpus", "label"])
 def test_the_head_may_be_killed_during_a_job(site: Site, app: Any, worker: Any, where: dict[str, Any]) -> None:
     worker()
