@@ -20,6 +20,7 @@ def make(settings: Settings) -> Celery:
     """An app with these settings; there is one, but for tests."""
     url = settings.url
     app = Celery("celery_app", task_cls=MusterTask, set_as_current=True)
+    app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "celery_app.results:Backend")
     options: dict[str, Any] = {
         "priority_steps": sorted(PRIORITIES.values()),
         "queue_order_strategy": "priority",
@@ -79,10 +80,10 @@ def make(settings: Settings) -> Celery:
         ],
     )
     if settings.heartbeat:
-        from celery_app.worker import Heartbeat, Reclaim
+        from celery_app.worker import Events, Heartbeat, Reclaim
 
         app.steps["worker"].add(Heartbeat)
-        app.steps["consumer"].add(Reclaim)
+        app.steps["consumer"] |= {Reclaim, Events}
     return app
 
 
