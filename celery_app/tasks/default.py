@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import smtplib
+import ssl
 import urllib.request
 from email.message import EmailMessage
 from typing import Any
@@ -17,6 +18,13 @@ from celery_app.config import PRIORITIES, Settings, list_key
 from celery_app.lease import DEAD, LEASES, connection
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Following one makes a GET without the payload, and the task would count as done."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 @app.task(bind=True, autoretry_for=(OSError,))
 def webhook(self: Task, url: HttpUrl, payload: dict[str, Any]) -> int:
     """POST as JSON. The task's id goes along, so that the receiver can tell a repetition."""
@@ -25,13 +33,16 @@ def webhook(self: Task, url: HttpUrl, payload: dict[str, Any]) -> int:
         json.dumps(payload).encode(),
         {"Content-Type": "application/json", "Idempotency-Key": self.request.id},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=30) as answer:
         return int(answer.status)
 
 
 @app.task(bind=True, autoretry_for=(OSError,))
 def mail(self: Task, to: list[str], subject: str, text: str) -> None:
-    """Send by MUSTER_SMTP_URL (smtp://user:password@host:port, smtps://...); the id of the mail is the task's."""
+    """Send by MUSTER_SMTP_URL (smtp://user:password@host:port, smtps://...); the id of the mail is the task's.
+
+    Passwords go over TLS only: with smtp:// that is STARTTLS.
+    """
     settings = Settings.read()
     server = urlsplit(settings.smtp_url)
     if not server.hostname:
@@ -40,9 +51,12 @@ def mail(self: Task, to: list[str], subject: str, text: str) -> None:
     message["From"], message["To"], message["Subject"] = settings.smtp_from, ", ".join(to), subject
     message["Message-ID"] = f"<{self.request.id}@muster>"
     message.set_content(text)
-    kind = smtplib.SMTP_SSL if server.scheme == "smtps" else smtplib.SMTP
-    with kind(server.hostname, server.port or 0, timeout=30) as client:
+    place, context = (server.hostname, server.port or 0), ssl.create_default_context()
+    tls = server.scheme == "smtps"
+    with smtplib.SMTP_SSL(*place, timeout=30, context=context) if tls else smtplib.SMTP(*place, timeout=30) as client:
         if server.username:
+            if not tls:
+                client.starttls(context=context)
             client.login(unquote(server.username), unquote(server.password or ""))
         client.send_message(message)
 
