@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from celery_app.config import Settings, list_key, step
 
-LEASES, DEAD, CLAIM = "muster:leases", "muster:dead", "muster:claim:"
+LEASES, DEAD, CLAIM, COUNTS = "muster:leases", "muster:dead", "muster:claim:", "muster:counts"
 # Renewed only while it lasts: a worker that was away must not come back as if nothing had been.
 RENEW = """#!lua flags=allow-oom
 local now = tonumber(redis.call('TIME')[1])

@@ -5,7 +5,6 @@ celery-exporter lives on events alone: it knows neither leases, nor priorities, 
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from celery_app.config import PRIORITIES, Settings, list_key
-from celery_app.lease import DEAD, LEASES, connect
+from celery_app.lease import COUNTS, DEAD, LEASES, connect
 from celery_app.schedule import LEADER, TICK
 
 QUEUES = ("default", "data", "ml")
@@ -30,7 +29,7 @@ class Figures(Collector):
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         # Messages have no time of their own: since when each list's next one was seen to wait.
-        self.waits: dict[str, tuple[str, float]] = {}
+        self.waits: dict[str, tuple[int, float]] = {}
         # A worker that went away is down, not absent.
         self.workers: set[str] = set()
 
@@ -80,7 +79,7 @@ class Figures(Collector):
         ):
             yield GaugeMetricFamily(metric, text, value=figure)
         events = CounterMetricFamily("muster_task_events", "Failures, retries, duplicates", labels=["event", "task"])
-        for key, times in client.hgetall("muster:counts").items():
+        for key, times in client.hgetall(COUNTS).items():
             events.add_metric(key.split("|", 1), float(times))
         yield events
 
@@ -89,9 +88,8 @@ class Figures(Collector):
         if text is None:
             self.waits.pop(key, None)
             return 0.0
-        tag = str(json.loads(text).get("properties", {}).get("delivery_tag"))
-        if self.waits.get(key, ("", 0.0))[0] != tag:
-            self.waits[key] = (tag, time.monotonic())
+        if self.waits.get(key, (0, 0.0))[0] != hash(text):
+            self.waits[key] = (hash(text), time.monotonic())
         return time.monotonic() - self.waits[key][1]
 
 

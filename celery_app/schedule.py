@@ -69,8 +69,15 @@ class Beat:
         if not self.client.eval(LEAD, 1, LEADER, self.token, TERM):
             self.seen.clear()
             return 0
-        last: dict[str, str] = self.client.hgetall(LAST)
-        return sum(self._entry(entry, last.get(entry["name"]), now) for entry in self.entries)
+        last, sent = self.client.hgetall(LAST), 0
+        for entry in self.entries:
+            try:
+                sent += self._entry(entry, last.get(entry["name"]), now)
+            except Exception:
+                # It is tried again at the next look, and the others do not wait for it.
+                logger.exception("%s could not be sent", entry["name"])
+        self._remember("", now, now)
+        return sent
 
     def _entry(self, entry: dict[str, Any], last: str | None, now: datetime) -> int:
         name = entry["name"]
@@ -80,9 +87,8 @@ class Beat:
             return 0
         done = datetime.fromisoformat(last)
         due = latest(entry, max(done, self.seen.get(name, done)), now, self.zone)
-        self.seen[name] = now
         if due is None:
-            self._remember("", now, now)
+            self.seen[name] = now
             return 0
         late = (now - due).total_seconds()
         wanted = late <= MISSED or entry.get("catch_up", "once") == "once"
@@ -135,7 +141,7 @@ def main() -> int:
             beat.tick(datetime.now(UTC))
             ALIVE.touch()
         except Exception:
-            # The broker is away, or one entry cannot be sent: the others go on at the next look.
+            # The broker is away.
             logger.exception("a look at the schedule failed")
         told.wait(1)
     with contextlib.suppress(redis.RedisError):

@@ -15,7 +15,7 @@ from celery.exceptions import Ignore, Reject
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from celery_app.config import PRIORITIES, Settings
-from celery_app.lease import DEAD, claim_key, connection
+from celery_app.lease import COUNTS, DEAD, claim_key, connection
 
 # Another message of the same id and attempt is a duplicate.
 TAKE_CLAIM = """#!lua flags=allow-oom
@@ -25,7 +25,6 @@ redis.call('HSET', KEYS[1], 'tag', ARGV[1], 'begun', 1)
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 return tonumber(redis.call('HGET', KEYS[1], 'deaths') or 0)
 """
-COUNTS = "muster:counts"
 # Redis may be full; that is no reason to lose what happened to a task.
 NOTE = "#!lua flags=allow-oom\nreturn redis.call(unpack(ARGV))"
 logger = logging.getLogger(__name__)

@@ -1,0 +1,116 @@
+"""What Prometheus is told about a broker and workers that are there, and about those that are not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from celery_app.config import PRIORITIES
+from celery_app.schedule import Beat
+from tests.delivery.conftest import ROOT, RedisServer, Worker, free_port, until
+
+Start = Callable[..., Worker]
+Scrape = Callable[..., float | None]
+
+
+@pytest.fixture
+def figure(redis_server: RedisServer, worker: Start) -> Iterator[Scrape]:
+    """Asks the exporter: figure("muster_queue_length", queue="default", priority="low")."""
+    port = free_port()
+    environment = {"PYTHONPATH": str(ROOT), "MUSTER_REDIS_URL": redis_server.url, "MUSTER_METRICS_PORT": str(port)}
+    process = subprocess.Popen([sys.executable, "-m", "celery_app.metrics"], env=environment, cwd=ROOT)
+
+    def ask(name: str, **labels: str) -> float | None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        samples = [sample for family in families for sample in family.samples]
+        found = [sample.value for sample in samples if sample.name == name and sample.labels == labels]
+        return found[0] if found else None
+
+    def answers() -> bool:
+        try:
+            return ask("muster_broker_up") == 1
+        except OSError:
+            return False
+
+    try:
+        until(answers, "the exporter answers")
+        yield ask
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def older(figure: Scrape, queue: str) -> bool:
+    return (figure("muster_queue_oldest_seconds", queue=queue) or 0) > 1
+
+
+def happened(figure: Scrape, event: str, task: str, times: int) -> bool:
+    return figure("muster_task_events_total", event=event, task=task) == times
+
+
+def test_queues_by_priority_and_age(app: Any, figure: Scrape, redis_server: RedisServer) -> None:
+    for count, (name, value) in enumerate(PRIORITIES.items(), 1):
+        for _ in range(count):
+            app.send_task("t.noop", priority=value)
+        assert figure("muster_queue_length", queue="default", priority=name) == count
+    # What is no message is shown as well, and hides nothing else.
+    redis_server.client.rpush("data", "no message")
+    normal = "normal" if PRIORITIES["normal"] == 0 else "critical"
+    assert figure("muster_queue_length", queue="data", priority=normal) == 1
+    assert figure("muster_queue_oldest_seconds", queue="ml") == 0
+    for queue in ("default", "data"):
+        until(partial(older, figure, queue), f"{queue} gets older")
+    redis_server.client.delete("data")
+    assert figure("muster_queue_oldest_seconds", queue="data") == 0
+
+
+def test_worker_up_and_down_and_what_it_did(app: Any, figure: Scrape, worker: Start, redis_server: RedisServer) -> None:
+    one, client, name = worker("one", max_deliveries=1).ready(), redis_server.client, "one/default"
+    app.send_task("t.gate", ["x"])
+    until(lambda: figure("muster_tasks_running", worker=name) == 1, "it runs")
+    assert figure("muster_worker_up", worker=name) == 1
+    assert 0 < (figure("muster_worker_lease_seconds", worker=name) or 0) <= 12
+    client.set("open:x", 1)
+    until(lambda: figure("muster_tasks_running", worker=name) == 0, "it is idle")
+    assert figure("muster_dead_letters") == 0
+    app.send_task("t.typed", ["none", []])
+    app.send_task("t.shaky", [3])
+    app.send_task("t.die")
+    for _ in range(2):
+        app.send_task("t.note", ["a"], task_id="same")
+    for event, task, times in (("failed", "t.typed", 1), ("retried", "t.shaky", 2), ("duplicate", "t.note", 1)):
+        until(partial(happened, figure, event, task, times), f"{task} {event} {times} times")
+    until(lambda: figure("muster_dead_letters") == 1, "there is a dead letter")
+    one.kill()
+    until(lambda: figure("muster_worker_up", worker=name) == 0, "its lease is over", 20)
+    one.start()
+    until(lambda: figure("muster_worker_up", worker=name) == 1, "it is back")
+
+
+def test_beat_with_nothing_to_send_is_seen(figure: Scrape, redis_server: RedisServer) -> None:
+    assert (figure("muster_beat_leader"), figure("muster_beat_last_tick")) == (0, 0)
+    now = datetime.now(UTC)
+    beat = Beat(redis_server.client, [], lambda *_: None, zone="UTC", name="test")
+    beat.tick(now)
+    assert (figure("muster_beat_leader"), figure("muster_beat_last_tick")) == (1, now.timestamp())
+    beat.resign()
+    assert figure("muster_beat_leader") == 0
+
+
+def test_broker_that_is_away_is_a_figure(figure: Scrape, redis_server: RedisServer) -> None:
+    redis_server.kill()
+    start = time.monotonic()
+    assert figure("muster_broker_up") == 0
+    assert time.monotonic() - start < 10
+    redis_server.start()
+    until(lambda: figure("muster_broker_up") == 1, "the broker is back")
