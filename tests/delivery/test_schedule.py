@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,11 +11,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from celery_app.schedule import LAST, LEADER, Beat, tick_id
 from tests.delivery.conftest import ROOT, RedisServer, Worker, until
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 DAILY: dict[str, Any] = {"name": "d", "task": "t.note", "args": ["d"], "crontab": "0 13 * * *"}
+
+DIES = """
+import os, sys
+from celery_app import schedule
+send = schedule.send
+def die(*given):
+    if sys.argv[1] == "after":
+        send(*given)
+    os.kill(os.getpid(), 9)
+schedule.send = die
+schedule.main()
+"""
 
 
 class Sent(list[tuple[str, str]]):
@@ -58,6 +73,53 @@ def test_leader_that_was_away_changes_nothing(redis_server: RedisServer) -> None
     redis_server.client.set(LEADER, "another")
     one._remember("d", NOON + timedelta(days=9), NOON)
     assert redis_server.client.hget(LAST, "d") == NOON.isoformat()
+
+
+def test_entry_that_cannot_be_sent_is_tried_again_and_stops_no_other(redis_server: RedisServer) -> None:
+    refused = ["d"]
+
+    class Full(Sent):
+        def __call__(self, entry: dict[str, Any], task: str) -> None:
+            if entry["name"] in refused:
+                raise OSError("the broker is full")
+            super().__call__(entry, task)
+
+    sent = Full()
+    one = beat(redis_server, sent, DAILY, {**DAILY, "name": "e"})
+    one.tick(NOON)
+    one.tick(NOON + timedelta(hours=1))
+    assert [name for name, _ in sent] == ["e"]
+    refused.clear()
+    for seconds in range(3):
+        one.tick(NOON + timedelta(hours=1, seconds=seconds))
+    assert sent == [(name, tick_id(name, NOON + timedelta(hours=1))) for name in "ed"]
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_killed_while_it_fires_the_tick_is_run_once(
+    app: Any, worker: Callable[..., Worker], redis_server: RedisServer, tmp_path: Path, order: str
+) -> None:
+    """It dies before or after the broker has the task, and has not written down that it sent it."""
+    schedule, redis = tmp_path / "schedule.json", redis_server.client
+    schedule.write_text(json.dumps([{"name": "n", "task": "t.note", "args": ["n"], "crontab": "0 0 * * *"}]))
+    due = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    redis.hset(LAST, "n", (due - timedelta(hours=1)).isoformat())
+    one = worker("one").ready()
+    environment = {**one.environment, "MUSTER_SCHEDULE": str(schedule), "MUSTER_HEARTBEAT": "", "MUSTER_WORKER": "a"}
+    dies = [sys.executable, "-c", DIES, order]
+    assert subprocess.run(dies, cwd=ROOT, env=environment, timeout=60, check=False).returncode == -signal.SIGKILL
+    assert redis.hget(LAST, "n") < due.isoformat()
+    beat = subprocess.Popen([sys.executable, "-m", "celery_app.schedule"], cwd=ROOT, env=environment)
+    try:
+        until(lambda: redis.hget(LAST, "n") == due.isoformat(), "the next one fired")
+        assert app.AsyncResult(tick_id("n", due)).get(timeout=30) == "n"
+        if order == "after":
+            until(lambda: redis.hget("muster:counts", "duplicate|t.note") == "1", "the second message is dropped")
+        until(lambda: not redis.keys("muster:unacked:*") and not redis.llen("default"), "nothing is left")
+        assert redis.lrange("notes", 0, -1) == ["n"]
+    finally:
+        beat.kill()
+        beat.wait()
 
 
 def test_two_processes_first_killed(
