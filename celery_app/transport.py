@@ -2,7 +2,8 @@
 
 Kombu pops with BRPOP and writes down what it holds in a second command: a worker that dies between the two loses the
 message, and so does one that a full Redis refuses the second. One script does both here, over all queues by
-priority. A script cannot wait, so an idle worker asks again after a while; the while grows to IDLE_MOST.
+priority. A script cannot wait, so Redis tells an idle worker when a list that was empty is not (CLIENT TRACKING: once,
+to who found it so). Where it does not, and to be sure, the worker asks again after a while.
 The same script acknowledges what was finished meanwhile: a task is one round trip of the main process.
 Senders and everything else are Kombu's own.
 """
@@ -10,13 +11,15 @@ Senders and everything else are Kombu's own.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from itertools import islice
 from time import monotonic, time
 from typing import Any, ClassVar
 
 from kombu.transport import redis as stock
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from celery_app import lease
 from celery_app.config import PRIORITIES, Settings
@@ -24,9 +27,10 @@ from celery_app.lease import LEASES
 
 MOST_DONE = 1000
 IDLE_LEAST, IDLE_MOST, IDLE_GROWTH = 0.004, 0.1, 1.3
+IDLE_WATCHED = 1.0
 # Keys: held, its index, the leases, the lists. Arguments: the worker's time, the worker that needs a lease or nothing,
-# the tags of what is finished.
-# What is no message at all goes aside, so that the queue goes on. Redis may be full: taking frees it.
+# the tags of what is finished. What is no message at all goes aside, so that the queue goes on. Redis may be full:
+# taking frees it. Redis tracks what is read; popping is not.
 TAKE = """#!lua flags=allow-oom
 if #ARGV > 2 then
   redis.call('ZREM', KEYS[2], unpack(ARGV, 3))
@@ -53,6 +57,7 @@ for i = 4, #KEYS do
     item = redis.call('RPOP', KEYS[i])
   end
 end
+for i = 4, #KEYS do redis.call('EXISTS', KEYS[i]) end
 return false
 """
 TAKE_SHA = hashlib.sha1(TAKE.encode()).hexdigest()
@@ -64,9 +69,14 @@ class Progress:
     # What the supervisor watches: how many messages were taken.
     taken = 0
     # Tags of what is finished and, as far as we know, still held.
-    done: ClassVar[list[str]] = []
+    done: ClassVar[dict[str, None]] = {}
     # For tests: the loop goes on and takes nothing, as after some reconnects.
     deaf = False
+
+
+def forget(done: Iterable[str]) -> None:
+    for tag in done:
+        Progress.done.pop(tag, None)
 
 
 class QoS(stock.QoS):
@@ -78,7 +88,7 @@ class QoS(stock.QoS):
         super(stock.QoS, self).append(message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> Any:
-        Progress.done.append(delivery_tag)
+        Progress.done[delivery_tag] = None
         if self.channel.connection is None or not self.channel.active_queues:
             # Nothing is taken here any more; or the task ran on while its connection was lost.
             self.settle()
@@ -89,7 +99,7 @@ class QoS(stock.QoS):
         done = tuple(Progress.done)
         with lease.connect(Settings.read()) as client:
             client.pipeline().zrem(self.unacked_index_key, *done).hdel(self.unacked_key, *done).execute()
-        del Progress.done[: len(done)]
+        forget(done)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> Any:
         if not requeue:
@@ -110,7 +120,10 @@ class Channel(stock.Channel):
     _known = False
     _idle = 0.0
     _not_before = 0.0
-    _told = 0
+    _told: tuple[str, ...] = ()
+    # The socket for which Redis was asked to tell, and whether it does.
+    _watched: Any = None
+    _telling = False
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if Progress.deaf or (monotonic() < self._not_before and not Progress.done):
@@ -121,11 +134,12 @@ class Channel(stock.Channel):
         lists = [self._q_for_pri(queue, priority) for priority in PRIORITIES.values() for queue in queues]
         keys = [self.unacked_key, self.unacked_index_key, LEASES, *lists]
         command = ("EVALSHA", TAKE_SHA) if self._known else ("EVAL", TAKE)
+        if self.client.connection._sock is not self._watched:
+            self._watch(self.client.connection)
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        done = Progress.done[:MOST_DONE]
-        self._told = len(done)
-        self.client.connection.send_command(*command, len(keys), *keys, time(), self.fence, *done)
+        self._told = tuple(islice(Progress.done, MOST_DONE))
+        self.client.connection.send_command(*command, len(keys), *keys, time(), self.fence, *self._told)
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -141,15 +155,35 @@ class Channel(stock.Channel):
             self._in_poll = None
             self._flush_brpop_reauth()
         self._known = True
-        del Progress.done[: self._told]
+        # Not by their number: a task of a former connection may have settled them meanwhile.
+        forget(self._told)
         if not answer:
-            return self._pause(min(max(self._idle * IDLE_GROWTH, IDLE_LEAST), IDLE_MOST))
+            if not self._telling:
+                return self._pause(min(max(self._idle * IDLE_GROWTH, IDLE_LEAST), IDLE_MOST))
+            self._pause(IDLE_WATCHED)
+            return self._told_of_more()
         self._idle = self._not_before = 0.0
         Progress.taken += 1
         queue = bytes_to_str(answer[0]).rsplit(self.sep, 1)[0]
         self._queue_cycle.rotate(queue)
         self.connection._deliver(loads(bytes_to_str(answer[1])), queue)
         return True
+
+    def _watch(self, connection: Any) -> None:
+        try:
+            connection.send_command("CLIENT", "TRACKING", "ON", "NOLOOP")
+            connection.read_response()
+            self._telling = True
+        except ResponseError:
+            self._telling = False
+        self._watched = connection._sock
+
+    def _told_of_more(self) -> bool:
+        """Read what Redis says unasked; the answer to a question is not among it."""
+        while self.client.connection.can_read(0):
+            self.client.connection.read_response(push_request=True)
+            self._not_before = 0.0
+        return False
 
     def _pause(self, seconds: float) -> bool:
         self._idle = seconds
@@ -174,6 +208,12 @@ class Poller(stock.MultiChannelPoller):
             # It cannot take now, so nothing goes with that.
             if Progress.done and channel.active_queues and not channel._in_poll:
                 channel.qos.settle()
+
+    def on_readable(self, fileno: int) -> Any:
+        channel, kind = self._fd_to_chan.get(fileno, (None, ""))
+        if kind == "BRPOP" and channel is not None and not channel._in_poll:
+            return channel._told_of_more()
+        return super().on_readable(fileno)
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         return super().get(callback, min(timeout, IDLE_MOST) if timeout is not None else IDLE_MOST)

@@ -1,15 +1,21 @@
-"""Reaping: by several at once, and of a worker that comes back meanwhile."""
+"""Leases and what hangs on them: reaping, taking; and `once`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import redis
+from kombu import Connection, Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from celery_app import lease
-from tests.delivery.conftest import RedisServer
+from celery_app.task import once
+from tests.delivery.conftest import RedisServer, Worker, until
 
 HELD = "muster:unacked:gone"
 
@@ -43,3 +49,75 @@ def test_what_a_worker_that_came_back_holds_stays_its_own(client: redis.Redis, m
     assert lease.reap(client, -1) == {"gone": 0}
     assert client.hlen(HELD) == held
     assert client.zscore(lease.LEASES, "gone")
+
+
+def test_a_lease_that_is_over_is_not_renewed(redis_server: RedisServer) -> None:
+    client = redis_server.client
+    assert not lease.renew(client, "w", 30)
+    assert lease.renew(client, "w", 30, anew=True)
+    assert lease.renew(client, "w", 30)
+    client.zadd(lease.LEASES, {"w": 1})
+    assert not lease.renew(client, "w", 30)
+    assert client.zscore(lease.LEASES, "w") == 1
+
+
+def test_without_a_lease_nothing_is_taken(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRANSPORT_ALIASES, "muster", "celery_app.transport:Transport")
+    client, queue, taken = redis_server.client, Queue("default", routing_key="default"), list[object]()
+    options = {"fence": "w", "unacked_key": "muster:unacked:w", "unacked_index_key": "muster:unacked:w:index"}
+
+    def look(connection: Connection) -> bool:
+        for _ in range(20):
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(timeout=0.1)
+        return bool(taken)
+
+    with (
+        Connection(redis_server.url.replace("redis:", "muster:"), transport_options=options) as connection,
+        connection.Consumer([queue], callbacks=[lambda body, message: taken.append(body)]),
+    ):
+        connection.Producer().publish({"a": 1}, routing_key="default", exchange="")
+        assert not look(connection)
+        client.zadd(lease.LEASES, {"w": 1})
+        assert not look(connection)
+        assert client.llen("default") == 1
+        lease.renew(client, "w", 30, anew=True)
+        assert look(connection)
+        assert taken == [{"a": 1}]
+
+
+def test_a_task_longer_than_the_lease_runs_once(
+    app: Any, worker: Callable[..., Worker], redis_server: RedisServer
+) -> None:
+    one, two, found = worker("one").ready(), worker("two").ready(), redis_server.client
+    held = app.send_task("t.gate", ["x"])
+    until(lambda: found.llen("began") == 1, "the task began")
+    begin = found.time()[0]
+    until(lambda: found.time()[0] > begin + 18, "the lease, were it not renewed, is over")
+    found.set("open:x", 1)
+    assert held.get(timeout=30) == "x"
+    assert found.lrange("began", 0, -1) == ["x"]
+    assert (one.process.poll(), two.process.poll()) == (None, None)
+
+
+def test_a_task_that_has_its_result_does_not_run_again(
+    app: Any, worker: Callable[..., Worker], redis_server: RedisServer
+) -> None:
+    found = redis_server.client
+    first = app.send_task("t.note", ["a"])
+    message = json.loads(found.lindex("default", 0))
+    worker(concurrency=1)
+    assert first.get(timeout=60) == "a"
+    message["properties"]["delivery_info"]["redelivered"] = True
+    found.rpush("default", json.dumps(message))
+    app.send_task("t.note", ["z"]).get(timeout=60)
+    assert found.lrange("notes", 0, -1) == ["a", "z"]
+
+
+def test_an_effect_by_once_is_done_once(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSTER_REDIS_URL", redis_server.url)
+    monkeypatch.setattr(lease, "_connections", {})
+    with ThreadPoolExecutor(8) as threads:
+        done = list(threads.map(lambda _: once("k", lambda pipe: pipe.incr("n")), range(8)))
+    assert sorted(done) == [False] * 7 + [True]
+    assert redis_server.client.get("n") == "1"
