@@ -16,6 +16,7 @@ import trustme
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from celery_app.metrics import Figures
 from muster.load import load_inventory
 from tests.delivery.conftest import ROOT, RedisServer, Worker, until
 
@@ -88,6 +89,11 @@ def test_app_user_runs_revokes_and_schedules(redis_server: TlsRedis, worker: Sta
     assert app.send_task("t.note", ["a"]).get(timeout=60) == "a"
     running = app.send_task("t.gate", ["x"])
     until(lambda: client.llen("began") == 1, "the task began")
+    status = [sys.executable, "-m", "celery_app.status"]
+    shown = json.loads(subprocess.run(status, cwd=ROOT, env=one.environment, check=True, capture_output=True).stdout)
+    assert shown["workers"][one.name]["tasks"] == [{"task": "t.gate", "id": running.id, "queue": "default"}]
+    up, *_ = Figures(redis.Redis.from_url(redis_server.url, decode_responses=True, **redis_server.tls)).collect()
+    assert (up.name, up.samples[0].value) == ("muster_broker_up", 1)
     app.control.revoke(running.id, terminate=True, signal="SIGKILL")
     until(lambda: running.state == "REVOKED", "it is revoked")
     schedule = tmp_path / "schedule.json"
