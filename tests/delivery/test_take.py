@@ -59,3 +59,30 @@ def test_what_is_given_back_is_what_was_taken(redis_server: RedisServer) -> None
     assert after["headers"].pop("redelivered")
     after["properties"]["delivery_info"].pop("redelivered")
     assert after == json.loads(before)
+
+
+def test_an_idle_worker_is_told_of_a_message(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It need not ask again; every list that it found empty counts."""
+    from kombu import Connection, Consumer, Queue
+    from kombu.transport import TRANSPORT_ALIASES
+
+    from celery_app import transport
+
+    monkeypatch.setitem(TRANSPORT_ALIASES, "muster", "celery_app.transport:Transport")
+    monkeypatch.setattr(transport, "IDLE_WATCHED", 600.0)
+    seen: list[object] = []
+    options = {"unacked_key": "muster:unacked:x", "unacked_index_key": "muster:unacked:x:index"}
+    url = redis_server.url.replace("redis:", "muster:")
+    with (
+        Connection(redis_server.url, transport_options={"priority_steps": [0, 3, 6, 9]}) as sender,
+        Connection(url, transport_options=options) as taker,
+        Consumer(taker, [Queue("default", routing_key="default")], callbacks=[lambda body, _: seen.append(body)]),
+    ):
+        for priority in (9, 0, 3):
+            # It asks, is told that there is nothing, and then waits for what Redis says.
+            with pytest.raises(TimeoutError):
+                while True:
+                    taker.drain_events(timeout=1)
+            sender.Producer().publish(priority, routing_key="default", exchange="", priority=priority)
+            while priority not in seen:
+                taker.drain_events(timeout=10)
