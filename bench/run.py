@@ -1,7 +1,7 @@
 """Measure the cluster that `make up` made and keep the figures: bench/figures.json, printed as a table.
 
-`python bench/run.py` measures everything that exists; name some (`rerun scale code hello memory overhead tls`) for
-less. Times are of this machine and this hour: the ratios in the last column are what to compare.
+`python bench/run.py` measures everything that exists; name some (`rerun scale code hello memory overhead tls
+celery`) for less. Times are of this machine and this hour: the ratios in the last column are what to compare.
 """
 
 from __future__ import annotations
@@ -178,8 +178,18 @@ def tls() -> Figure:
         )
 
 
+def celery() -> Figure:
+    """No-op tasks of a worker against stock Celery's, what each part costs, and an idle worker."""
+    command = [sys.executable, str(ROOT / "bench/celery_tasks.py")]
+    bursts, idle = (
+        json.loads(subprocess.run([*command, *more], check=True, stdout=subprocess.PIPE).stdout)
+        for more in ((), ("--idle", "--rounds", "2", "stock", "ours"))
+    )
+    return {"bursts": bursts, "idle": idle}
+
+
 MEASURES: dict[str, Callable[[], Figure]] = {
-    measure.__name__: measure for measure in (rerun, scale, code, hello, memory, overhead, tls)
+    measure.__name__: measure for measure in (rerun, scale, code, hello, memory, overhead, tls, celery)
 }
 
 
