@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from time import monotonic, time
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 from kombu.transport import redis as stock
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
 from celery_app import lease
 from celery_app.config import PRIORITIES, Settings
@@ -101,6 +102,11 @@ class QoS(stock.QoS):
             client.pipeline().zrem(self.unacked_index_key, *done).hdel(self.unacked_key, *done).execute()
         forget(done)
 
+    def restore_visible(self, *arguments: Any, **options: Any) -> None:
+        # A full broker refuses the lock of it; the next round does.
+        with suppress(OutOfMemoryError):
+            super().restore_visible(*arguments, **options)
+
     def reject(self, delivery_tag: str, requeue: bool = False) -> Any:
         if not requeue:
             return self.ack(delivery_tag)
@@ -124,6 +130,11 @@ class Channel(stock.Channel):
     # The socket for which Redis was asked to tell, and whether it does.
     _watched: Any = None
     _telling = False
+
+    def _queue_bind(self, *binding: Any) -> None:
+        # Taking needs none, and a worker must be able to start when the broker is full: who else would empty it?
+        with suppress(OutOfMemoryError):
+            super()._queue_bind(*binding)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if Progress.deaf or (monotonic() < self._not_before and not Progress.done):

@@ -26,7 +26,7 @@ def test_nothing_is_lost_and_all_goes_on(app: Any, worker: Start, redis_server: 
     retried = app.send_task("t.hold", ["retry", True])
     client.config_set("maxmemory", 1)
     with pytest.raises((OperationalError, redis.RedisError), match="maxmemory"):
-        app.send_task("t.noop", retry=False)
+        app.send_task("t.noop")
     # It is full all the time, and what it holds is worked off nevertheless.
     client.delete("hold:a", "hold:b")
     assert [task.get(timeout=30) for task in running] == ["a", "b"]
@@ -39,3 +39,15 @@ def test_nothing_is_lost_and_all_goes_on(app: Any, worker: Start, redis_server: 
     assert retried.get(timeout=60) == "retry"
     until(lambda: not client.keys("muster:unacked:*") and not client.llen("default"), "nothing is held any more")
     assert app.send_task("t.note", ["on"]).get(timeout=30) == "on"
+
+
+def test_worker_that_starts_works_it_off(app: Any, worker: Start, redis_server: RedisServer) -> None:
+    """The usual way to a full broker: nobody took anything."""
+    client = redis_server.client
+    client.config_set("maxmemory-policy", "noeviction")
+    waiting = [app.send_task("t.noop") for _ in range(50)]
+    client.config_set("maxmemory", 1)
+    one = worker("one").ready()
+    assert [task.get(timeout=30) for task in waiting] == [None] * 50
+    until(lambda: not client.keys("muster:unacked:*"), "nothing is held any more")
+    assert one.stop() == 0
