@@ -131,6 +131,7 @@ def test_host_that_slept_runs_nothing_twice_at_once(app: Any, worker: Start, red
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
     assert one.process.wait(20) == 3
+    assert one.said("this host was away")
     redis_server.client.set("open:x", 1)
     assert held.get(timeout=30) == "x"
     assert redis_server.client.lrange("ended", 0, -1) == ["x"]
