@@ -17,7 +17,7 @@ def test_what_a_process_was_given_does_not_run_beside_itself(
 ) -> None:
     spans, redis = tmp_path / "spans", redis_server.client
     include = "tests.delivery.tasks,tests.delivery.spans"
-    one = worker("one", concurrency=4, include=include, spans=spans, lease=60).ready()
+    one = worker("one", concurrency=4, include=include, spans=spans, lease=120).ready()
     moments = random.Random(1)
     # The long ones are beginning or run on while short ones make the worker ask, which is when it sees the cut.
     sent = [app.send_task("t.span", [0.5 if number % 4 else 0.01]).id for number in range(200)]
