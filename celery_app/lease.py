@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import redis
@@ -67,6 +67,12 @@ def connection() -> redis.Redis:
         patience = Retry(ConstantBackoff(0.5), retries=120)
         _connections[pid] = connect(Settings.read(), socket_timeout=30, retry=patience, retry_on_error=PASSING)
     return _connections[pid]
+
+
+def patiently(call: Callable[[Any], Any]) -> Any:
+    """For what ends a task when it fails: the client's own retry leaves out a watched key, and a second cut."""
+    client = connection()
+    return client.get_retry().call_with_retry(lambda: call(client), lambda _: None)
 
 
 def renew(client: redis.Redis, worker: str, seconds: float, *, anew: bool = False) -> bool:

@@ -15,7 +15,7 @@ from celery.exceptions import Ignore, Reject
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from celery_app.config import PRIORITIES, Settings
-from celery_app.lease import COUNTS, DEAD, claim_key, connection
+from celery_app.lease import COUNTS, DEAD, claim_key, patiently
 
 # Another message of the same id and attempt is a duplicate.
 TAKE_CLAIM = """#!lua flags=allow-oom
@@ -77,7 +77,7 @@ class MusterTask(Task):
             return
         settings = Settings.read()
         key = claim_key(request.id, request.retries)
-        deaths = int(connection().eval(TAKE_CLAIM, 1, key, tag, settings.visibility_timeout))
+        deaths = int(patiently(lambda client: client.eval(TAKE_CLAIM, 1, key, tag, settings.visibility_timeout)))
         if deaths < 0:
             logger.warning("%s[%s] is a duplicate and is dropped", self.name, request.id)
             count("duplicate", self.name)
@@ -104,7 +104,7 @@ class MusterTask(Task):
             "reason": reason,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        connection().eval(NOTE, 1, DEAD, "HSET", DEAD, request.id, json.dumps(letter))
+        patiently(lambda client: client.eval(NOTE, 1, DEAD, "HSET", DEAD, request.id, json.dumps(letter)))
         logger.error("%s[%s] is a dead letter: %s", self.name, request.id, reason)
         error = RuntimeError(f"dead letter: {reason}; see `muster dead show {request.id}`")
         self.backend.mark_as_failure(request.id, error, request=request)
@@ -168,7 +168,7 @@ def refuse_far(countdown: float | None, eta: Any, most: int) -> None:
 
 def count(what: str, task: str) -> None:
     """For the metrics; what is counted is rare."""
-    connection().eval(NOTE, 1, COUNTS, "HINCRBY", COUNTS, f"{what}|{task}", 1)
+    patiently(lambda client: client.eval(NOTE, 1, COUNTS, "HINCRBY", COUNTS, f"{what}|{task}", 1))
 
 
 def once(key: str, effect: Callable[[Any], object]) -> bool:
@@ -184,10 +184,4 @@ def once(key: str, effect: Callable[[Any], object]) -> bool:
         effect(pipe)
         return True
 
-    client = connection()
-
-    def run() -> bool:
-        return bool(client.transaction(change, mark, value_from_callable=True))
-
-    # The client's own retry leaves out what watches a key.
-    return bool(client.get_retry().call_with_retry(run, lambda _: None))
+    return bool(patiently(lambda client: client.transaction(change, mark, value_from_callable=True)))
