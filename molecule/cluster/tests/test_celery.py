@@ -32,7 +32,7 @@ TASKS, CUT = int(os.environ.get("DRILL_TASKS", "2000")), 120
 def python(code: str) -> str:
     """Run Python as an application would that has the broker's address; what it prints last."""
     said = LAB.inside("head", BEAT, "timeout", "200", "python3", "-", stdin=f"from celery_app import app\n{code}\n")
-    return said.strip().splitlines()[-1]
+    return said.strip().rpartition("\n")[2]
 
 
 def send(task: str, *args: Any, queue: str = "default") -> str:
