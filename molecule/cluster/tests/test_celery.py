@@ -90,6 +90,8 @@ def muster(*words: str) -> str:
 
 
 def test_a_task_that_kills_its_workers_is_put_aside_and_can_be_sent_again() -> None:
+    for host in WORKERS:
+        LAB.on(host, "rm", "-f", "/var/lib/drill/antidote")
     task = send("poison")
     until(90, "it is a dead letter", lambda: task in muster("dead"))
     assert "1 dead" in muster("status")
