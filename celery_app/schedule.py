@@ -1,4 +1,4 @@
-"""Beat: sends what is due by MUSTER_SCHEDULE. Any number of instances may run; one at a time fires. `healthy` asks.
+"""Beat: sends what is due by MUSTER_SCHEDULE. Any number of instances may run; one at a time fires.
 
 RedBeat (2.4.2; its source was read) is not used: it locks, but a tick's task has a random id, so that two leaders at a
 change of leader would do the work twice, its entries have no zone of their own, and what becomes of missed ticks cannot
@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from celery_app.due import latest
 from celery_app.lease import connect
 
 LEADER, LAST, TICK = "muster:beat:leader", "muster:beat:last", "muster:beat:tick"
+# The container is healthy while it is fresh (roles/celery_beat).
 ALIVE = Path("/tmp/muster-beat")
 TERM = 15000
 # Later than this a tick counts as missed.
@@ -126,10 +126,6 @@ def send(entry: dict[str, Any], task_id: str) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    if sys.argv[1:] == ["healthy"]:
-        age = time.time() - ALIVE.stat().st_mtime if ALIVE.exists() else float("inf")
-        print(f"last look {age:.0f} s ago")
-        return int(age > 30)
     settings, told = Settings.read(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())

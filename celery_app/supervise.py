@@ -1,4 +1,4 @@
-"""The worker's container: starts it, keeps its lease while it is well, ends it when it is not. `healthy` asks after it.
+"""The worker's container: starts it, keeps its lease while it is well, ends it when it is not.
 
 A worker is killed with all its processes when Redis was out of reach for two thirds of the lease, when its event loop
 hangs, when this process was itself away (a laptop that slept), and when it takes nothing although there is something
@@ -37,7 +37,9 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.client = lease.connect(settings)
+        # The container is healthy while both are fresh (roles/celery_worker): the loop turns, and the lease is good.
         self.heartbeat = Path(settings.heartbeat)
+        self.alive = self.heartbeat.with_suffix(".alive")
         self.child: subprocess.Popen[bytes] | None = None
         self.told = threading.Event()
         self.told_at = 0.0
@@ -75,6 +77,7 @@ class Supervisor:
                 continue
             logger.info("%s messages of a former life went back", count)
             self.heartbeat.unlink(missing_ok=True)
+            self.alive.touch()
             self.child = subprocess.Popen(command(self.settings), start_new_session=True)
             return True
         return False
@@ -111,6 +114,7 @@ class Supervisor:
                 if not lease.renew(self.client, self.settings.worker, self.settings.lease):
                     return "its lease was over"
                 renewed = time.monotonic()
+                self.alive.touch()
                 for worker, count in lease.reap(self.client, self.settings.lease).items():
                     logger.warning("%s is gone; %s messages went back", worker, count)
                 if state and self._stalled(state):
@@ -175,24 +179,12 @@ def command(settings: Settings) -> list[str]:
     ]
 
 
-def healthy(settings: Settings) -> int:
-    """Whether the event loop turns and the lease is good."""
-    try:
-        age = time.time() - Path(settings.heartbeat).stat().st_mtime
-        held = lease.connect(settings).zscore(lease.LEASES, settings.worker)
-    except (OSError, redis.RedisError) as error:
-        print(error)
-        return 1
-    print(f"event loop {age:.0f} s ago, lease until {held}")
-    return 0 if age < FRESH and held is not None else 1
-
-
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     os.environ.setdefault("MUSTER_WORKER", f"{os.uname().nodename}/worker")
     os.environ.setdefault("MUSTER_HEARTBEAT", "/tmp/muster-worker")
     settings = Settings.read()
-    return healthy(settings) if sys.argv[1:] == ["healthy"] else Supervisor(settings).run()
+    return Supervisor(settings).run()
 
 
 if __name__ == "__main__":

@@ -230,14 +230,18 @@ def test_what_was_handed_back_is_no_dead_letter(app: Any, worker: Start, redis_s
     """Only a death counts: this task is in its third delivery when its worker dies for the first time."""
     one, redis = worker("one", max_deliveries=2, soft_shutdown=1), redis_server.client
     held = app.send_task("t.gate", ["x"])
+
+    def began(times: int) -> None:
+        until(lambda: redis.llen("began") == times, "the task began")
+
     for times in (1, 2):
-        until(lambda times=times: redis.llen("began") == times, "the task began")
+        began(times)
         assert one.stop() == 0
         one.start()
-    until(lambda: redis.llen("began") == 3, "the task began")
+    began(3)
     one.kill()
     one.start()
-    until(lambda: redis.llen("began") == 4, "the task began")
+    began(4)
     one.kill()
     one.start()
     until(lambda: redis.hexists("muster:dead", held.id), "its second death makes it a dead letter")
