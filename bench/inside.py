@@ -90,7 +90,7 @@ def main() -> None:
 
         figures = {
             "hello tasks/s (20 of 1,000,000 iterations)": rate(
-                20, lambda: ray.get([count.remote(1_000_000) for _ in range(20)])
+                20, lambda: ray.get([count.remote(1_000_000) for _ in range(20)]), repeats=25
             ),
             "no-op tasks/s": rate(2000, lambda: ray.get([count.remote(0) for _ in range(2000)])),
             "MB/s from worker to driver's node": rate(

@@ -80,10 +80,10 @@ def make(settings: Settings) -> Celery:
         ],
     )
     if settings.heartbeat:
-        from celery_app.worker import Events, Heartbeat, Reclaim
+        from celery_app.worker import Audit, Events, Heartbeat, Reclaim
 
         app.steps["worker"].add(Heartbeat)
-        app.steps["consumer"] |= {Reclaim, Events}
+        app.steps["consumer"] |= {Reclaim, Audit, Events}
     return app
 
 

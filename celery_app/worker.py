@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import redis
 from celery import bootsteps
 from celery.worker import state
 
@@ -64,9 +65,43 @@ class Reclaim(bootsteps.StartStopStep):
         if not consumer.restart_count:
             return
         settings = Settings.read()
-        running = {str(job._accept_callback.__self__.message.delivery_tag) for job in pool._cache.values()}
+        running = running_tags(consumer)
         count = lease.restore(lease.connect(settings), settings.worker, died=False, keep=running | set(Progress.done))
         logger.warning("connected again (%s): %s messages went back, %s run on", os.getpid(), count, len(running))
+
+
+def running_tags(consumer: Any) -> set[str]:
+    """Of what processes were given."""
+    return {str(job._accept_callback.__self__.message.delivery_tag) for job in consumer.pool._pool._cache.values()}
+
+
+class Audit(bootsteps.StartStopStep):
+    """What Redis says is held here, and nobody here knows at two looks, goes back.
+
+    A broken connection may leave a question that Redis answers, to nobody, when Reclaim has looked.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+    timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        self.unknown: set[str] = set()
+        self.timer = consumer.timer.call_repeatedly(Settings.read().lease, self.look, (consumer,))
+
+    def stop(self, consumer: Any) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def look(self, consumer: Any) -> None:
+        settings = Settings.read()
+        delivered = {str(tag) for tag in consumer.task_consumer.channel.qos._delivered}
+        with contextlib.suppress(redis.RedisError), lease.connect(settings) as client:
+            unknown = set(client.hkeys(settings.unacked)) - delivered - running_tags(consumer) - set(Progress.done)
+            for tag in unknown & self.unknown:
+                if held := client.hget(settings.unacked, tag):
+                    lease.give_back(client, settings.unacked, tag, held, died=False)
+                    logger.warning("a message that nobody here knew went back")
+            self.unknown = unknown
 
 
 class Events(bootsteps.StartStopStep):

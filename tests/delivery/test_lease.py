@@ -121,3 +121,21 @@ def test_an_effect_by_once_is_done_once(redis_server: RedisServer, monkeypatch: 
         done = list(threads.map(lambda _: once("k", lambda pipe: pipe.incr("n")), range(8)))
     assert sorted(done) == [False] * 7 + [True]
     assert redis_server.client.get("n") == "1"
+
+
+def test_what_is_held_and_nobody_knows_goes_back(
+    app: Any, worker: Callable[..., Worker], redis_server: RedisServer
+) -> None:
+    """As after an answer that was lost; what the worker does have stays its own."""
+    one, client = worker("one", lease=6).ready(), redis_server.client
+    running = app.send_task("t.gate", ["x"])
+    until(lambda: client.llen("began") == 1, "the task began")
+    lost = app.send_task("t.note", ["lost"], queue="elsewhere")
+    message = json.loads(client.rpop("elsewhere"))
+    client.hset(
+        f"muster:unacked:{one.name}", message["properties"]["delivery_tag"], json.dumps([message, "", "default"])
+    )
+    assert lost.get(timeout=60) == "lost"
+    client.set("open:x", 1)
+    assert running.get(timeout=30) == "x"
+    assert client.lrange("began", 0, -1) == ["x"]
