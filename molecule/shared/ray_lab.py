@@ -94,7 +94,9 @@ class Lab:
 
     def kill_hard(self, host: str, container: str) -> None:
         """Kill a container's main process as a crash would; `docker kill` would count as the operator's wish."""
-        pid = self.on(host, "docker", "inspect", "-f", "{{.State.Pid}}", container).strip()
+        inspect = ("docker", "inspect", "-f", "{{.State.Pid}}", container)
+        # 0 while Docker starts it again.
+        pid = until(30, f"{container} runs", lambda: self.on(host, *inspect).strip().lstrip("0"))
         self.on(host, "kill", "-9", pid)
 
     def play(self, *arguments: str) -> subprocess.CompletedProcess[str]:
