@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ class Bench:
         time.sleep(0.5)
         cpu, main, server = worker.cpu() - cpu, used(worker.main) - main, self.server() - server
         wait(all_there, "all results", worker.log)
-        done = sorted(time_of(meta["date_done"]) for meta in metas)
+        done = sorted(datetime.fromisoformat(meta["date_done"]).timestamp() for meta in metas)
         stats = self.client.info("commandstats")
         calls = sum(stat["calls"] for stat in stats.values())
         return {
@@ -200,36 +201,28 @@ class Bench:
         }
 
 
-def time_of(text: str) -> float:
-    from datetime import datetime
+def best(key: str, values: list[float]) -> float:
+    """What a busy machine disturbed least."""
+    return max(values) if key == "tasks/s" else min(values)
 
-    return datetime.fromisoformat(text).timestamp()
+
+def median(_: str, values: list[float]) -> float:
+    return statistics.median(values)
 
 
 def summary(seen: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """The best of each figure, which is what a busy machine disturbed least; the ratio of bests, and of medians."""
+    """The best of each figure; of the first two also the ratios to stock and to ours, of bests and of medians."""
+    values = {kind: {key: [run[key] for run in runs] for key in runs[0]} for kind, runs in seen.items()}
     figures: dict[str, Any] = {}
-    for kind, runs in seen.items():
-        figures[kind] = {key: round(best(key, [run[key] for run in runs]), 2) for key in runs[0]}
+    for kind, mine in values.items():
+        figures[kind] = {key: round(best(key, found), 2) for key, found in mine.items()}
         for other in {"stock", "ours"} & seen.keys() - {kind}:
             figures[kind][f"times {other}"] = {
-                key: {
-                    "best": round(
-                        best(key, [run[key] for run in runs]) / best(key, [run[key] for run in seen[other]]), 2
-                    ),
-                    "median": round(
-                        statistics.median(run[key] for run in runs)
-                        / statistics.median(run[key] for run in seen[other]),
-                        2,
-                    ),
-                }
-                for key in list(runs[0])[:2]
-            }
+                key: {pick.__name__: round(pick(key, mine[key]) / pick(key, values[other][key]), 2)
+                      for pick in (best, median)}
+                for key in list(mine)[:2]
+            }  # fmt: skip
     return figures
-
-
-def best(key: str, values: list[float]) -> float:
-    return max(values) if key == "tasks/s" else min(values)
 
 
 def main() -> None:
