@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def screen(playbook: str, inventory: Sequence[str], variables: Mapping[str, Any]) -> str:
     """The last message that the playbook shows; a MusterError with what went wrong."""
-    command = ["ansible-playbook", *(part for path in inventory for part in ("-i", path))]
+    # Beside this Python, whether or not its environment is active.
+    beside = Path(sys.executable).with_name("ansible-playbook")
+    command = [
+        str(beside) if beside.exists() else "ansible-playbook",
+        *(part for path in inventory for part in ("-i", path)),
+    ]
     command += ["-e", json.dumps(dict(variables)), str(ROOT / "playbooks" / playbook)]
     environment = {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), **os.environ,
@@ -25,7 +31,7 @@ def screen(playbook: str, inventory: Sequence[str], variables: Mapping[str, Any]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     except FileNotFoundError:
-        raise MusterError("ansible-playbook is not there", fix="run `make venv && . .venv/bin/activate`") from None
+        raise MusterError("ansible-playbook is not there", fix="run `make venv` and .venv/bin/muster") from None
     try:
         plays = json.JSONDecoder().raw_decode(done.stdout, done.stdout.index("{"))[0]["plays"]
     except ValueError:

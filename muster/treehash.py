@@ -1,9 +1,13 @@
-"""One short hash of files and folders, the same in every clone: names and contents, no modes, no times."""
+"""Files and folders as one short hash and as an archive, the same in every clone: names and contents, no times."""
 
 from __future__ import annotations
 
+import base64
+import gzip
 import hashlib
+import io
 import os
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +33,24 @@ def tree_hash(paths: Sequence[str] | str, extra: object = "") -> str:
                 digest.update(part)
     digest.update(f"extra:{extra}".encode())
     return digest.hexdigest()[:LENGTH]
+
+
+def tree_archive(paths: Sequence[str] | str) -> str:
+    """What `tree_hash` hashes, as a compressed tar archive in base64."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as tar:
+        for path in [paths] if isinstance(paths, str) else paths:
+            for name, file in sorted(_files(Path(path))):
+                member = tar.gettarinfo(file, name)
+                member.mode = 0o755 if member.mode & 0o100 else 0o644
+                member.uid = member.gid = member.mtime = 0
+                member.uname = member.gname = "root"
+                if member.isreg():
+                    with file.open("rb") as content:
+                        tar.addfile(member, content)
+                else:
+                    tar.addfile(member)
+    return base64.b64encode(gzip.compress(raw.getvalue(), mtime=0)).decode()
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:

@@ -51,6 +51,19 @@ def test_order_and_lanes(logs: Path) -> None:
     assert all(item.passed == 1 and item.failed == 0 for item in checks)
 
 
+def test_what_mostly_waits_takes_no_lane(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LANES", 1)
+    # Each of the two ends only if the other runs at the same time.
+    meet = "touch {0}/{1}; until [[ -e {0}/{2} ]]; do sleep 0.05; done"
+    checks = [
+        check("works", meet.format(logs, "a", "b")),
+        check("later", f"[[ -e {logs}/a ]]"),
+        check("waits", meet.format(logs, "b", "a"), beside=True),
+    ]
+    runner.Runner(checks).run()
+    assert [item.failed for item in checks] == [0, 0, 0]
+
+
 def test_a_failure_is_counted_and_its_log_is_shown(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checks = [check("good", "true"), check("bad", "echo before; echo 'fatal: [x]: no disk'; exit 3")]
     runner.Runner(checks).run()

@@ -1,13 +1,16 @@
 """The tree hash: the same in every clone, another one for every change that matters."""
 
+import base64
+import io
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from muster.errors import MusterError
-from muster.treehash import tree_hash
+from muster.treehash import tree_archive, tree_hash
 
 
 @pytest.fixture
@@ -90,3 +93,20 @@ def test_a_link_counts_by_where_it_points(tree: Path) -> None:
 def test_a_missing_path_is_a_mistake(tree: Path) -> None:
     with pytest.raises(MusterError, match="does not exist"):
         tree_hash([str(tree / "nowhere")])
+
+
+def test_the_archive_holds_what_was_hashed_and_nothing_of_this_machine(tree: Path) -> None:
+    (tree / "link").symlink_to("a.py")
+    (tree / "run.sh").write_text("#!/bin/sh\n")
+    (tree / "run.sh").chmod(0o700)
+    (tree / "__pycache__").mkdir()
+    (tree / "__pycache__" / "a.pyc").write_bytes(b"x")
+    packed = base64.b64decode(tree_archive([str(tree)]))
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        members = {member.name: member for member in tar}
+        assert set(members) == {"package/a.py", "package/link", "package/run.sh", "package/sub/b.py"}
+        content = tar.extractfile("package/sub/b.py")
+        assert content is not None and content.read() == b"b = 2\n"
+    assert members["package/link"].linkname == "a.py"
+    assert [oct(members[f"package/{name}"].mode) for name in ("run.sh", "a.py")] == ["0o755", "0o644"]
+    assert {(member.uid, member.gid, member.mtime) for member in members.values()} == {(0, 0, 0)}

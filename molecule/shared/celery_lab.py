@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from ray_lab import ROOT, Lab
 
@@ -42,3 +45,14 @@ class Broker:
     def healthy(self) -> bool:
         """What the container's own health check says now."""
         return self.lab.inside(self.host, REDIS, "sh", "/etc/muster/healthy.sh", "6380", check=False).strip() == "PONG"
+
+    def status(self) -> dict[str, Any]:
+        """Queues and workers, as the cluster's own figures say."""
+        said = self.lab.inside(self.host, "celery_metrics-metrics-1", "python3", "-m", "celery_app.status")
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+    def all_there(self, workers: Mapping[str, Collection[str]]) -> bool:
+        """Whether the workers of these hosts hold a lease, and nobody else does."""
+        alive = {name for name, worker in self.status()["workers"].items() if (worker["lease"] or 0) > 0}
+        return alive == {f"{host}/{name}" for host, names in workers.items() for name in names}

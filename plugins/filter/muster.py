@@ -55,6 +55,7 @@ class FilterModule:
             "muster_celery_visibility": _plain(_visibility),
             "muster_memory": _plain(sizing.parse_memory),
             "muster_tree_hash": _plain(treehash.tree_hash),
+            "muster_tree_archive": _plain(treehash.tree_archive),
             "muster_inventory_problems": _plain(preflight.inventory_problems),
             "muster_host_problems": _plain(preflight.host_problems),
             "muster_verdict": preflight.verdict,

@@ -33,7 +33,7 @@ def python(code: str, host: str = "head", container: str = INSIDE) -> str:
 
 def send(task: str, *args: Any, **options: Any) -> str:
     """Send a task by its name, as an application would; its id."""
-    return python(f"print(app.send_task('celery_app.tasks.default.{task}', args={list(args)!r}, **{options!r}).id)")
+    return python(f"print(app.send_task('probe.{task}', args={list(args)!r}, **{options!r}).id)")
 
 
 def result(task_id: str, seconds: float = 30) -> str:
@@ -44,20 +44,9 @@ def trace(key: str) -> list[str]:
     return BROKER.ask("app", "lrange", f"probe:{key}", "0", "-1").splitlines()
 
 
-def status() -> dict[str, Any]:
-    said = LAB.inside("head", "celery_metrics-metrics-1", "python3", "-m", "celery_app.status")
-    found: dict[str, Any] = json.loads(said)
-    return found
-
-
-def all_there() -> bool:
-    alive = {name for name, worker in status()["workers"].items() if (worker["lease"] or 0) > 0}
-    return alive == {f"{host}/{worker}" for host, workers in WORKERS.items() for worker in workers}
-
-
 @pytest.fixture(autouse=True)
 def everybody() -> Iterator[None]:
-    until(60, "all workers have a lease", all_there)
+    until(60, "all workers have a lease", lambda: BROKER.all_there(WORKERS))
     yield
 
 
@@ -167,7 +156,7 @@ def test_when_the_instance_that_fires_is_gone_the_other_goes_on() -> None:
 
 
 def code(version: str) -> None:
-    path = ROOT / ".lab/celery_worker_code/celery_app/tasks/default.py"
+    path = ROOT / ".lab/celery_worker_code/probe/__init__.py"
     path.write_text(re.sub(r'^VERSION = ".*"$', f'VERSION = "{version}"', path.read_text(), flags=re.MULTILINE))
 
 
@@ -208,19 +197,19 @@ def test_what_takes_longer_than_a_stop_goes_back_and_runs_again() -> None:
     LAB.on("head", "docker", "stop", INSIDE)
     try:
         task = python(
-            "print(app.send_task('celery_app.tasks.default.nap', args=['long', 25], queue='data').id)",
+            "print(app.send_task('probe.nap', args=['long', 25], queue='data').id)",
             "server1", "celery_worker-default-1",
         )  # fmt: skip
         until(30, "the task runs", lambda: trace("long") == ["start"])
         start = time.monotonic()
         LAB.on("server1", "docker", "stop", "celery_worker-data-1")
         print(f"a worker with a task of 25 s and 15 s to end stopped after {time.monotonic() - start:.0f} s")
-        held = status()["workers"].get("server1/data", {"tasks": []})["tasks"]
-        assert not held and sum(status()["queues"]["data"].values()) == 1
+        held = BROKER.status()["workers"].get("server1/data", {"tasks": []})["tasks"]
+        assert not held and sum(BROKER.status()["queues"]["data"].values()) == 1
     finally:
         LAB.on("server1", "docker", "start", "celery_worker-data-1")
         LAB.on("head", "docker", "start", INSIDE)
-    until(60, "the workers are back", all_there)
+    until(60, "the workers are back", lambda: BROKER.all_there(WORKERS))
     assert result(task, 60)
     assert trace("long") == ["start", "start", "end"]
 
@@ -244,4 +233,4 @@ def test_the_screen_says_what_waits_and_who_works_on_what() -> None:
     until(20, "the task runs", lambda: trace("shown") == ["start"])
     screen = play("playbooks/status.yml")
     assert "Celery: " in screen and "dead letters" in screen
-    assert "alive celery_app.tasks.default.nap" in " ".join(screen.split())
+    assert "alive probe.nap" in " ".join(screen.split())

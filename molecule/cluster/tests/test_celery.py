@@ -47,15 +47,8 @@ def job_status(task: str) -> str:
     return LAB.inside("head", HEAD, "ray", "job", "status", task, check=False)
 
 
-def all_there() -> bool:
-    """Whether every worker holds a lease."""
-    said = json.loads(LAB.inside("head", "celery_metrics-metrics-1", "python3", "-m", "celery_app.status"))
-    alive = {name for name, worker in said["workers"].items() if (worker["lease"] or 0) > 0}
-    return alive == {f"{host}/{name}" for host, names in WORKERS.items() for name in names}
-
-
 def test_a_task_calls_ray() -> None:
-    until(60, "all workers have a lease", all_there)
+    until(60, "all workers have a lease", lambda: BROKER.all_there(WORKERS))
     for host in ("once", "again"):
         assert result(send("square", 7)) == 49, host
 
@@ -174,7 +167,7 @@ def more_than(number: int) -> int:
 
 
 def test_under_all_faults_nothing_is_lost_and_nothing_done_twice() -> None:
-    until(60, "all workers have a lease", all_there)
+    until(60, "all workers have a lease", lambda: BROKER.all_there(WORKERS))
     BROKER.ask("operator", "del", "drill:effects")
     for host in WORKERS:
         LAB.on(host, "rm", "-f", "/var/lib/drill/history")
@@ -214,7 +207,7 @@ def test_under_all_faults_nothing_is_lost_and_nothing_done_twice() -> None:
         faults.join()
         cut.join()
     until(120, "nothing is held any more", lambda: not BROKER.ask("operator", "keys", "muster:unacked:*[!x]"))
-    until(120, "all workers are back", all_there)
+    until(120, "all workers are back", lambda: BROKER.all_there(WORKERS))
     assert not faults.wrong, faults.wrong
     assert len(+faults.count) == 5, f"some fault never happened: {faults.count}"
     lines = [*sent]

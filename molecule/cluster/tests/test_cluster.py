@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
-T = TypeVar("T")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+from ray_lab import ROOT, Lab, until
 
-ROOT = Path(__file__).resolve().parents[3]
-INVENTORY = ["-i", "inventory/lab/groups.yml", "-i", "molecule/cluster/inventory/hosts.yml"]
+LAB = Lab("cluster")
 HOSTS = {
     "head": "172.30.90.10",
     "server1": "172.30.90.11",
@@ -27,41 +26,9 @@ HOSTS = {
 HEAD = "ray_head-head-1"
 
 
-def on(host: str, *command: str, stdin: str | None = None, check: bool = True) -> str:
-    """Run a command on a host as its root, and give what it printed."""
-    done = subprocess.run(
-        ["docker", "exec", "-i", f"cluster-{host}", *command], input=stdin, capture_output=True, text=True
-    )
-    if check and done.returncode:
-        raise AssertionError(f"{host}: {' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return done.stdout
-
-
 def python_on_head(code: str, check: bool = True) -> str:
     """Run Python as a driver inside the head's container."""
-    return on("head", "docker", "exec", "-i", HEAD, "python", "-", stdin=code, check=check)
-
-
-def until(seconds: float, what: str, probe: Callable[[], T]) -> T:
-    """Wait for a condition with a deadline; the last error tells why it never came true."""
-    end, last = time.monotonic() + seconds, "nothing seen"
-    while time.monotonic() < end:
-        try:
-            if seen := probe():
-                return seen
-        except (AssertionError, ValueError) as error:
-            last = str(error)
-        time.sleep(1)
-    raise AssertionError(f"not within {seconds:.0f} s: {what}; last: {last}")
-
-
-def play(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ansible-playbook against this cluster."""
-    environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), MOLECULE_SCENARIO_NAME="cluster")
-    return subprocess.run(
-        ["ansible-playbook", *INVENTORY, *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+    return LAB.on("head", "docker", "exec", "-i", HEAD, "python", "-", stdin=code, check=check)
 
 
 def changed(output: str) -> dict[str, int]:
@@ -78,19 +45,6 @@ def alive_workers() -> dict[str, float]:
     )
     nodes = json.loads(listing.splitlines()[-1])
     return {f"{node['Labels']['host']}/{node['NodeID'][:8]}": node["Resources"]["CPU"] for node in nodes}
-
-
-def containers(host: str, project: str) -> dict[str, str]:
-    """Id of every running container of a Compose project, by its service."""
-    form = '{{.Label "com.docker.compose.service"}} {{.ID}}'
-    listing = on(host, "docker", "ps", "--filter", f"label=com.docker.compose.project={project}", "--format", form)
-    return dict(line.split() for line in listing.splitlines())
-
-
-def kill_hard(host: str, container: str) -> None:
-    """Kill a container's main process as a crash would; `docker kill` would count as the operator's wish."""
-    pid = on(host, "docker", "inspect", "-f", "{{.State.Pid}}", container).strip()
-    on(host, "kill", "-9", pid)
 
 
 SCAN = """
@@ -117,18 +71,18 @@ asyncio.run(main())
 
 def scan(source: str, targets: dict[str, list[int]]) -> dict[str, list[int]]:
     """The TCP ports that answer a host on the wire."""
-    result: dict[str, list[int]] = json.loads(on(source, "python3", "-c", SCAN, stdin=json.dumps(targets)))
+    result: dict[str, list[int]] = json.loads(LAB.on(source, "python3", "-c", SCAN, stdin=json.dumps(targets)))
     return result
 
 
 def listening(host: str) -> list[int]:
     """Every TCP port that something on the host listens on, wherever it is bound."""
-    sockets = on(host, "ss", "-Hltn").splitlines()
+    sockets = LAB.on(host, "ss", "-Hltn").splitlines()
     return sorted({int(line.split()[3].rsplit(":", 1)[1]) for line in sockets})
 
 
 def address6(host: str) -> str:
-    listing = json.loads(on(host, "ip", "-j", "-6", "addr", "show", "dev", "eth0", "scope", "global"))
+    listing = json.loads(LAB.on(host, "ip", "-j", "-6", "addr", "show", "dev", "eth0", "scope", "global"))
     address: str = listing[0]["addr_info"][0]["local"]
     return address
 
@@ -136,23 +90,23 @@ def address6(host: str) -> str:
 @pytest.fixture
 def canary() -> Iterator[int]:
     """A container on server1 that publishes a port the careless way."""
-    image = on(
+    image = LAB.on(
         "server1",
         "docker",
         "inspect",
         "-f",
         "{{.Image}}",
-        next(iter(containers("server1", "ray_worker").values())),
+        next(iter(LAB.containers("server1", "ray_worker").values())),
     )
-    on("server1", "docker", "run", "-d", "--rm", "--name", "canary", "-p", "9999:9999", "--entrypoint", "python",
+    LAB.on("server1", "docker", "run", "-d", "--rm", "--name", "canary", "-p", "9999:9999", "--entrypoint", "python",
        image.strip(), "-m", "http.server", "9999")  # fmt: skip
     until(30, "the canary answers on its own host", lambda: scan("server1", {"127.0.0.1": [9999]})["127.0.0.1"])
     yield 9999
-    on("server1", "docker", "rm", "-f", "canary", check=False)
+    LAB.on("server1", "docker", "rm", "-f", "canary", check=False)
 
 
 def test_check_mode_on_the_running_cluster_finds_nothing_to_change() -> None:
-    run = play("site.yml", "--check")
+    run = LAB.play("site.yml", "--check")
     assert run.returncode == 0, run.stdout[-4000:]
     counts = changed(run.stdout)
     assert {host for host, count in counts.items() if count} == set(), run.stdout[-6000:]
@@ -179,7 +133,7 @@ def test_outside_sees_only_ssh(canary: int) -> None:
 @pytest.mark.parametrize(("token", "status"), [(None, 401), ("wrong" * 10, 403)])
 def test_a_job_without_the_token_is_refused(token: str | None, status: int) -> None:
     header = [f"-HAuthorization: Bearer {token}"] if token else []
-    code = on("head", "docker", "exec", HEAD, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", *header,
+    code = LAB.on("head", "docker", "exec", HEAD, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", *header,
               "-H", "Content-Type: application/json", "-d", '{"entrypoint": "touch /tmp/intruder"}',
               "http://127.0.0.1:8265/api/jobs/")  # fmt: skip
     assert int(code) == status
@@ -195,10 +149,10 @@ def test_a_notebook_uses_ray_client_and_nothing_else() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         for name in ("ca.crt", "host.crt", "host.key"):
-            Path(folder, name).write_text(on("notebook", "cat", f"/etc/muster/pki/{name}"))
+            Path(folder, name).write_text(LAB.on("notebook", "cat", f"/etc/muster/pki/{name}"))
             Path(folder, name).chmod(0o644)
         Path(folder).chmod(0o755)
-        image = on("head", "docker", "inspect", "-f", "{{.Config.Image}}", HEAD).strip()
+        image = LAB.on("head", "docker", "inspect", "-f", "{{.Config.Image}}", HEAD).strip()
         tls = {"RAY_USE_TLS": "1", "RAY_TLS_CA_CERT": "/pki/ca.crt", "RAY_TLS_SERVER_CERT": "/pki/host.crt",
                "RAY_TLS_SERVER_KEY": "/pki/host.key", "RAY_AUTH_MODE": "token"}  # fmt: skip
         token = (ROOT / ".secrets/lab/ray_token").read_text().strip()
@@ -235,11 +189,11 @@ def test_the_head_killed_is_back_with_actor_job_and_nodes() -> None:
     job = "drill-" + str(int(time.time()))
     work = ["python", "-c", "import time; time.sleep(45); print('job is through')"]
     submit = ["ray", "job", "submit", "--no-wait", "--submission-id", job, "--entrypoint-num-cpus", "0.5", "--", *work]
-    on("head", "docker", "exec", HEAD, *submit)
+    LAB.on("head", "docker", "exec", HEAD, *submit)
     status = ["docker", "exec", HEAD, "ray", "job", "status", job]
-    until(60, "the job runs", lambda: "RUNNING" in on("head", *status))
+    until(60, "the job runs", lambda: "RUNNING" in LAB.on("head", *status))
 
-    kill_hard("head", HEAD)
+    LAB.kill_hard("head", HEAD)
     start = time.monotonic()
     until(120, "the nodes of before", lambda: set(alive_workers()) == set(before))
     count = python_on_head(
@@ -248,7 +202,7 @@ def test_the_head_killed_is_back_with_actor_job_and_nodes() -> None:
     )
     print(f"head killed: nodes and actor back after {time.monotonic() - start:.0f} s")
     assert count.split()[-1] == "3"
-    until(120, "the job that ran meanwhile succeeds", lambda: "SUCCEEDED" in on("head", *status).upper())
+    until(120, "the job that ran meanwhile succeeds", lambda: "SUCCEEDED" in LAB.on("head", *status).upper())
     python_on_head(
         "import ray\nray.init(address='auto', namespace='drill', log_to_driver=False, logging_level='ERROR')\n"
         "ray.kill(ray.get_actor('counter'))"
@@ -257,18 +211,18 @@ def test_the_head_killed_is_back_with_actor_job_and_nodes() -> None:
 
 def test_a_killed_worker_comes_back() -> None:
     before = alive_workers()
-    kill_hard("server2", containers("server2", "ray_worker")["worker-1"])
+    LAB.kill_hard("server2", LAB.containers("server2", "ray_worker")["worker-1"])
     until(120, "the dead node is replaced by a new one",
           lambda: len(now := alive_workers()) == len(before) and set(now) != set(before))  # fmt: skip
 
 
 def test_scaling_a_host_leaves_its_other_workers_running() -> None:
-    first = containers("server1", "ray_worker")
+    first = LAB.containers("server1", "ray_worker")
     assert set(first) == {"worker-1", "worker-2"}
     for count, services in ((1, {"worker-1"}), (2, {"worker-1", "worker-2"})):
-        run = play("site.yml", "-e", f"ray_workers={count}", "--limit", "server1", "--tags", "ray_worker")
+        run = LAB.play("site.yml", "-e", f"ray_workers={count}", "--limit", "server1", "--tags", "ray_worker")
         assert run.returncode == 0, run.stdout[-4000:]
-        now = containers("server1", "ray_worker")
+        now = LAB.containers("server1", "ray_worker")
         assert set(now) == services
         assert now["worker-1"] == first["worker-1"]
 
@@ -276,15 +230,15 @@ def test_scaling_a_host_leaves_its_other_workers_running() -> None:
 def test_a_rule_that_leaves_the_inventory_leaves_the_host() -> None:
     rule = {"ufw_extra_rules": [{"port": 8443, "proto": "tcp", "from": ["172.30.90.250"], "why": "a test"}]}
     for extra, expected in ((["-e", json.dumps(rule)], True), ([], False)):
-        run = play("site.yml", "--limit", "server2", "--tags", "ufw", *extra)
+        run = LAB.play("site.yml", "--limit", "server2", "--tags", "ufw", *extra)
         assert run.returncode == 0, run.stdout[-4000:]
-        assert ("8443/tcp" in on("server2", "ufw", "status")) == expected
+        assert ("8443/tcp" in LAB.on("server2", "ufw", "status")) == expected
 
 
 def test_a_sleeping_laptop_stops_nothing() -> None:
     subprocess.run(["docker", "pause", "cluster-laptop1"], check=True, capture_output=True)
     try:
-        run = play("site.yml", "--skip-tags", "smoke")
+        run = LAB.play("site.yml", "--skip-tags", "smoke")
         assert run.returncode == 0, run.stdout[-4000:]
     finally:
         subprocess.run(["docker", "unpause", "cluster-laptop1"], check=True, capture_output=True)
@@ -309,7 +263,7 @@ def test_a_power_cut_of_the_head_host_heals_by_itself() -> None:
     ],
 )
 def test_a_bad_setting_gets_one_line_and_changes_nothing(arguments: list[str], words: list[str]) -> None:
-    run = play("site.yml", *arguments)
+    run = LAB.play("site.yml", *arguments)
     assert run.returncode != 0
     for word in words:
         assert word in run.stdout + run.stderr

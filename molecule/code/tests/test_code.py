@@ -75,3 +75,10 @@ def test_a_file_that_was_removed_is_not_in_the_release(source: Path) -> None:
     deploy(source)
     assert "gone.py" not in LAB.on("server1", "ls", f"{CODE}/current/ray_jobs").split()
     deploy(ROOT)
+
+
+def test_what_an_interrupted_run_left_is_cleared_away() -> None:
+    LAB.on("server1", "mkdir", f"{CODE}/.new-half")
+    deploy(ROOT)
+    assert LAB.on("server1", "ls", "-A", CODE).split().count(".new-half") == 0
+    assert "changed=0" in deploy(ROOT)
