@@ -11,12 +11,13 @@ export PYTHON
 
 LAB_SERVERS ?=
 LAB_LAPTOPS ?=
+LAB_SPARES ?=
 
 .PHONY: help venv machine hosts up site status down lint unit test soak bench requirements
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	echo "  Variables: LAB_SERVERS=6 LAB_LAPTOPS=2 (up, hosts), ARGS='-e node_image_profile=ml' (up), SCENARIO=ufw KEEP=1 (test), KEEP_IMAGES=1 (down), ROUNDS=5 (soak)"
+	echo "  Variables: LAB_SERVERS=6 LAB_LAPTOPS=2 LAB_SPARES=1 (up, hosts; a spare waits for add-laptop.yml), ARGS='-e node_image_profile=ml' (up), SCENARIO=ufw KEEP=1 (test), KEEP_IMAGES=1 (down), ROUNDS=5 (soak)"
 
 venv: ## the tools, in .venv, with pinned versions
 	@scripts/bootstrap tools
@@ -25,11 +26,11 @@ machine:
 	@scripts/bootstrap
 
 hosts: machine ## the lab's hosts only: containers that run systemd and sshd
-	@scripts/lab size '$(LAB_SERVERS)' '$(LAB_LAPTOPS)'
+	@scripts/lab size '$(LAB_SERVERS)' '$(LAB_LAPTOPS)' '$(LAB_SPARES)'
 	scripts/lab hosts
 
 up: machine ## the whole cluster on this machine
-	@scripts/lab size '$(LAB_SERVERS)' '$(LAB_LAPTOPS)'
+	@scripts/lab size '$(LAB_SERVERS)' '$(LAB_LAPTOPS)' '$(LAB_SPARES)'
 	scripts/lab up $(ARGS)
 
 status: venv ## one screen: nodes, containers, versions, what is missing

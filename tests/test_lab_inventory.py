@@ -29,12 +29,12 @@ lab = load_script()
 
 
 def test_without_a_size_file_there_are_two_servers_and_a_laptop(tmp_path: Path) -> None:
-    assert lab.read_size(tmp_path / "size.json") == {"servers": 2, "laptops": 1}
+    assert lab.read_size(tmp_path / "size.json") == {"servers": 2, "laptops": 1, "spares": 0}
 
 
-def test_the_size_file_may_name_only_one_of_the_two(tmp_path: Path) -> None:
+def test_the_size_file_may_name_only_one(tmp_path: Path) -> None:
     (tmp_path / "size.json").write_text('{"servers": 6}')
-    assert lab.read_size(tmp_path / "size.json") == {"servers": 6, "laptops": 1}
+    assert lab.read_size(tmp_path / "size.json") == {"servers": 6, "laptops": 1, "spares": 0}
 
 
 @pytest.mark.parametrize("servers", ["many", -1, 91, 2.5, True])
@@ -48,7 +48,7 @@ def test_a_new_size_is_kept_and_an_empty_value_changes_nothing(tmp_path: Path) -
     path = tmp_path / ".lab" / "size.json"
     lab.resize(["servers=6", "laptops="], path)
     lab.resize(["servers=", "laptops=3"], path)
-    assert lab.read_size(path) == {"servers": 6, "laptops": 3}
+    assert lab.read_size(path) == {"servers": 6, "laptops": 3, "spares": 0}
 
 
 @pytest.mark.parametrize("change", ["servers=many", "servers=91", "servers=-1", "printers=2"])
@@ -60,19 +60,19 @@ def test_a_bad_new_size_is_refused_and_the_old_one_stays(tmp_path: Path, change:
     assert lab.read_size(path)["servers"] == 6
 
 
-@given(servers=st.integers(0, 90), laptops=st.integers(0, 149))
-def test_every_host_has_an_address_of_its_own_in_the_lab_s_network(servers: int, laptops: int) -> None:
-    hostvars = lab.inventory({"servers": servers, "laptops": laptops})["_meta"]["hostvars"]
+@given(servers=st.integers(0, 90), laptops=st.integers(0, 100), spares=st.integers(0, 49))
+def test_every_host_has_an_address_of_its_own_in_the_lab_s_network(servers: int, laptops: int, spares: int) -> None:
+    hostvars = lab.inventory({"servers": servers, "laptops": laptops, "spares": spares})["_meta"]["hostvars"]
     addresses = [host["ansible_host"] for host in hostvars.values()]
-    assert len(addresses) == 1 + servers + laptops
+    assert len(addresses) == 1 + servers + laptops + spares
     assert len(set(addresses)) == len(addresses)
     assert all(ip_address(address) in ip_network("172.30.84.0/24") for address in addresses)
 
 
 @given(small=st.integers(0, 89))
 def test_a_larger_lab_moves_nobody(small: int) -> None:
-    before = lab.inventory({"servers": small, "laptops": 1})["_meta"]["hostvars"]
-    after = lab.inventory({"servers": small + 1, "laptops": 2})["_meta"]["hostvars"]
+    before = lab.inventory({"servers": small, "laptops": 1, "spares": 0})["_meta"]["hostvars"]
+    after = lab.inventory({"servers": small + 1, "laptops": 2, "spares": 1})["_meta"]["hostvars"]
     assert before.items() <= after.items()
 
 

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""The lab's hosts: an inventory script. `hosts.py --resize servers=6 laptops=2` changes how many there are."""
+"""The lab's hosts: an inventory script. `hosts.py --resize servers=6 laptops=2 spares=1` changes how many there are.
+
+Spares run and are nobody's: for add-laptop.yml.
+"""
 
 import json
 import sys
@@ -7,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 SIZE_FILE = Path(__file__).resolve().parents[2] / ".lab" / "size.json"
-DEFAULT_SIZE = {"servers": 2, "laptops": 1}
+DEFAULT_SIZE = {"servers": 2, "laptops": 1, "spares": 0}
 SUBNET = "172.30.84"
-FIRST_SERVER, FIRST_LAPTOP = 11, 101
-LIMITS = {"servers": FIRST_LAPTOP - FIRST_SERVER, "laptops": 250 - FIRST_LAPTOP}
+FIRST_SERVER, FIRST_LAPTOP, FIRST_SPARE = 11, 101, 201
+LIMITS = {"servers": FIRST_LAPTOP - FIRST_SERVER, "laptops": FIRST_SPARE - FIRST_LAPTOP, "spares": 250 - FIRST_SPARE}
 
 # Small on purpose: all hosts of the lab share one machine, which may have two cores.
 HEAD = {"ray_workers": 0}
@@ -21,14 +24,14 @@ def check_size(size: dict[str, Any]) -> dict[str, int]:
     """The size itself, or a ValueError with a message for people."""
     for what, value in size.items():
         if what not in LIMITS:
-            raise ValueError(f"the lab has no {what!r}; it has {' and '.join(LIMITS)}")
+            raise ValueError(f"the lab has no {what!r}; it has {', '.join(LIMITS)}")
         if type(value) is not int or not 0 <= value <= LIMITS[what]:
             raise ValueError(f"the number of {what} is {value!r}; give one from 0 to {LIMITS[what]}")
     return size
 
 
 def read_size(path: Path = SIZE_FILE) -> dict[str, int]:
-    """How many servers and laptops the lab has."""
+    """How many servers, laptops and spares the lab has."""
     return check_size({**DEFAULT_SIZE, **(json.loads(path.read_text()) if path.exists() else {})})
 
 
@@ -43,9 +46,13 @@ def resize(changes: list[str], path: Path = SIZE_FILE) -> None:
 
 def inventory(size: dict[str, int]) -> dict[str, Any]:
     """The inventory in the form Ansible reads from scripts; groups.yml says how the groups nest."""
-    servers = {f"server{n}": f"{SUBNET}.{FIRST_SERVER + n - 1}" for n in range(1, size["servers"] + 1)}
-    laptops = {f"laptop{n}": f"{SUBNET}.{FIRST_LAPTOP + n - 1}" for n in range(1, size["laptops"] + 1)}
-    addresses = {"head": f"{SUBNET}.10", **servers, **laptops}
+
+    def hosts(kind: str, first: int) -> dict[str, str]:
+        return {f"{kind}{n}": f"{SUBNET}.{first + n - 1}" for n in range(1, size[f"{kind}s"] + 1)}
+
+    servers, laptops = hosts("server", FIRST_SERVER), hosts("laptop", FIRST_LAPTOP)
+    spares = hosts("spare", FIRST_SPARE)
+    addresses = {"head": f"{SUBNET}.10", **servers, **laptops, **spares}
     return {
         "_meta": {
             "hostvars": {
@@ -55,6 +62,7 @@ def inventory(size: dict[str, int]) -> dict[str, Any]:
         },
         "server": {"hosts": ["head", *servers]},
         "laptop": {"hosts": list(laptops)},
+        "outside": {"hosts": list(spares)},
         "ray_head": {"hosts": ["head"]},
         "builder": {"hosts": ["controller"]},
     }
