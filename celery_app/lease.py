@@ -13,14 +13,18 @@ from redis.exceptions import BusyLoadingError
 from redis.retry import Retry
 
 from celery_app.config import Settings, list_key, step
+from celery_app.hosts import SERVERS
 
 LEASES, DEAD, CLAIM, COUNTS = "muster:leases", "muster:dead", "muster:claim:", "muster:counts"
+# What the agents of the laptops say of themselves, by the hosts' names (roles/laptop).
+LAPTOPS = "muster:laptops"
 # Renewed only while it lasts: a worker that was away must not come back as if nothing had been.
 RENEW = """#!lua flags=allow-oom
 local now = tonumber(redis.call('TIME')[1])
 local until_ = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if ARGV[3] == '0' and (not until_ or tonumber(until_) <= now) then return 0 end
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+if ARGV[4] ~= '' then redis.call('ZADD', KEYS[2], now, ARGV[4]) end
 return 1
 """
 # Redis may be full; giving back takes no more than it frees.
@@ -75,9 +79,10 @@ def patiently(call: Callable[[Any], Any]) -> Any:
     return client.get_retry().call_with_retry(lambda: call(client), lambda _: None)
 
 
-def renew(client: redis.Redis, worker: str, seconds: float, *, anew: bool = False) -> bool:
-    """Prolong the lease, or begin one `anew`; False when it is over."""
-    return bool(client.eval(RENEW, 1, LEASES, worker, seconds, int(anew)))
+def renew(client: redis.Redis, worker: str, seconds: float, *, anew: bool = False, guest: bool = False) -> bool:
+    """Prolong the lease, or begin one `anew`; False when it is over. Of a `guest`'s host it says nothing (hosts.py)."""
+    server = "" if guest else worker.partition("/")[0]
+    return bool(client.eval(RENEW, 2, LEASES, SERVERS, worker, seconds, int(anew), server))
 
 
 def resign(client: redis.Redis, worker: str) -> None:
@@ -124,7 +129,9 @@ def reap(client: redis.Redis, seconds: float) -> dict[str, int]:
         return {}
     reaped: dict[str, int] = {}
     for worker in client.eval(OVER, 1, LEASES):
+        # A laptop that is silent sleeps or is out of range: no fault of what it was at.
+        died = not client.hexists(LAPTOPS, worker.partition("/")[0])
         # Others may reap it at the same moment, and it may itself come back: each step sees to that.
-        reaped[worker] = restore(client, worker, died=True, unless_alive=True)
+        reaped[worker] = restore(client, worker, died=died, unless_alive=True)
         client.eval(FORGET, 1, LEASES, worker)
     return reaped

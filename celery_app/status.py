@@ -1,4 +1,4 @@
-"""What the queues hold and who works on what, for `playbooks/status.yml`: one JSON object.
+"""What the queues hold, who works on what and how the hosts are, for the screens of `muster`: one JSON object.
 
 Run it where the app's settings are: python -m celery_app.status
 """
@@ -12,6 +12,7 @@ from typing import Any
 import redis
 
 from celery_app.config import PRIORITIES, Settings, list_key
+from celery_app.hosts import REPORTS, SERVERS, described
 from celery_app.lease import DEAD, LEASES, connect
 
 BINDINGS, UNACKED = "_kombu.binding.", "muster:unacked:"
@@ -37,7 +38,7 @@ def read(client: redis.Redis) -> dict[str, Any]:
     """One look at everything; not one moment, but close."""
     seconds, micros = client.time()
     now = seconds + micros / 1e6
-    leases = {str(name): float(until) - now for name, until in client.zrange(LEASES, 0, -1, withscores=True)}
+    leases = {str(name): float(until) for name, until in client.zrange(LEASES, 0, -1, withscores=True)}
     held = {
         key.removeprefix(UNACKED)
         for key in client.scan_iter(f"{UNACKED}*", count=1000)
@@ -51,22 +52,32 @@ def read(client: redis.Redis) -> dict[str, Any]:
         pipe.hlen(DEAD)
         *lengths, dead = pipe.execute()
     rows = iter(lengths)
+    workers: dict[str, dict[str, Any]] = {
+        worker: {
+            "lease": leases[worker] - now if worker in leases else None,
+            "tasks": [task_of(message) for message in client.hvals(UNACKED + worker)],
+        }
+        for worker in sorted(held | set(leases))
+    }
+    heard = dict(client.zrange(SERVERS, 0, -1, withscores=True))
+    hosts = described(client.hgetall(REPORTS), heard, leases, now)
+    for name, host in hosts.items():
+        host["tasks"] = [
+            task for worker, about in workers.items() if worker.partition("/")[0] == name for task in about["tasks"]
+        ]
     return {
+        "now": now,
         "queues": {queue: {name: next(rows) for name in PRIORITIES} for queue in queues},
-        "workers": {
-            worker: {
-                "lease": leases.get(worker),
-                "tasks": [task_of(message) for message in client.hvals(UNACKED + worker)],
-            }
-            for worker in sorted(held | set(leases))
-        },
+        "workers": workers,
+        "hosts": hosts,
         "dead": dead,
     }
 
 
 def main() -> None:
     try:
-        print(json.dumps(read(connect(Settings.read()))))
+        # A name that is no text hides no other.
+        print(json.dumps(read(connect(Settings.read(), encoding_errors="replace"))))
     except redis.RedisError as error:
         raise SystemExit(f"the broker does not answer: {error}") from error
 
