@@ -1,6 +1,6 @@
 """The state of a host, from what was last heard of it. No I/O, and the one table of times.
 
-A laptop says itself how it is (its agent writes to REPORTS); silence is sleep, as long as nobody gives it up. A server
+A laptop says itself how it is (its agent writes to LAPTOPS); silence is sleep, as long as nobody gives it up. A server
 says nothing but renews its workers' leases (which write to SERVERS); silence is a failure. Times are Redis' own.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # Hash: a laptop's name and its report. Sorted set: a server's name and when one of its leases was last renewed.
-REPORTS, SERVERS = "muster:laptops", "muster:servers"
+LAPTOPS, SERVERS = "muster:laptops", "muster:servers"
 State = Literal["ready", "draining", "asleep", "lost"]
 Kind = Literal["laptop", "server"]
 # From good to bad.

@@ -13,11 +13,9 @@ from redis.exceptions import BusyLoadingError
 from redis.retry import Retry
 
 from celery_app.config import Settings, list_key, step
-from celery_app.hosts import SERVERS
+from celery_app.hosts import LAPTOPS, SERVERS
 
 LEASES, DEAD, CLAIM, COUNTS = "muster:leases", "muster:dead", "muster:claim:", "muster:counts"
-# What the agents of the laptops say of themselves, by the hosts' names (roles/laptop).
-LAPTOPS = "muster:laptops"
 # Renewed only while it lasts: a worker that was away must not come back as if nothing had been.
 RENEW = """#!lua flags=allow-oom
 local now = tonumber(redis.call('TIME')[1])

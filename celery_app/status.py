@@ -12,7 +12,7 @@ from typing import Any
 import redis
 
 from celery_app.config import PRIORITIES, Settings, list_key
-from celery_app.hosts import REPORTS, SERVERS, described
+from celery_app.hosts import LAPTOPS, SERVERS, described
 from celery_app.lease import DEAD, LEASES, connect
 
 BINDINGS, UNACKED = "_kombu.binding.", "muster:unacked:"
@@ -60,7 +60,7 @@ def read(client: redis.Redis) -> dict[str, Any]:
         for worker in sorted(held | set(leases))
     }
     heard = dict(client.zrange(SERVERS, 0, -1, withscores=True))
-    hosts = described(client.hgetall(REPORTS), heard, leases, now)
+    hosts = described(client.hgetall(LAPTOPS), heard, leases, now)
     for name, host in hosts.items():
         host["tasks"] = [
             task for worker, about in workers.items() if worker.partition("/")[0] == name for task in about["tasks"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_app import lease
-from celery_app.hosts import REPORTS, SERVERS
+from celery_app.hosts import LAPTOPS, SERVERS
 from tests.delivery.conftest import ROOT, RedisServer, Worker, until
 
 
@@ -27,7 +27,7 @@ def look(server: RedisServer) -> dict[str, Any]:
 def report(server: RedisServer, name: str, state: str = "ready", ago: float = 0, **more: Any) -> None:
     at = float(server.client.time()[0]) - ago
     said = {"state": state, "why": "as said", "since": at - 60, "at": at, **more}
-    server.client.hset(REPORTS, name, json.dumps(said))
+    server.client.hset(LAPTOPS, name, json.dumps(said))
 
 
 def test_laptops_servers_and_what_they_hold(redis_server: RedisServer, app: Any, worker: Callable[..., Worker]) -> None:
@@ -38,8 +38,8 @@ def test_laptops_servers_and_what_they_hold(redis_server: RedisServer, app: Any,
     report(redis_server, "laptop3", ago=40)
     report(redis_server, "laptop4", ago=15 * 86_400)
     # Whoever has the app's login may write there.
-    redis_server.client.hset(REPORTS, "laptop5", "no report")
-    redis_server.client.hset(REPORTS, b"\xff", "no name")  # type: ignore[arg-type]
+    redis_server.client.hset(LAPTOPS, "laptop5", "no report")
+    redis_server.client.hset(LAPTOPS, b"\xff", "no name")
     redis_server.client.zadd(SERVERS, {"server9": float(redis_server.client.time()[0]) - 70})
     until(lambda: look(redis_server)["hosts"]["one"]["tasks"], "it works")
     found = look(redis_server)
