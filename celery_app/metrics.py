@@ -5,6 +5,7 @@ celery-exporter lives on events alone: it knows neither leases, nor priorities, 
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -17,10 +18,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from celery_app.config import PRIORITIES, Settings, list_key
+from celery_app.hosts import LAPTOPS, SERVERS, STATES, described
 from celery_app.lease import COUNTS, DEAD, LEASES, connect
 from celery_app.schedule import LEADER, TICK
 
 QUEUES = ("default", "data", "ml")
+# Whoever has the app's login can name a host: what may become a label, and how many.
+HOST, MOST_HOSTS = re.compile(r"[A-Za-z0-9_.:-]{1,64}"), 500
 
 
 class Figures(Collector):
@@ -71,6 +75,7 @@ class Figures(Collector):
             lease.add_metric([worker], left)
             running.add_metric([worker], client.hlen(f"muster:unacked:{worker}"))
         yield from (running, alive, lease)
+        yield from self._hosts(leases, now)
         for metric, figure, text in (
             ("muster_dead_letters", float(client.hlen(DEAD)), "Tasks that wait for somebody to look"),
             ("muster_garbage", float(client.llen("muster:garbage")), "What was in a queue and is no message"),
@@ -82,6 +87,25 @@ class Figures(Collector):
         for key, times in client.hgetall(COUNTS).items():
             events.add_metric(key.split("|", 1), float(times))
         yield events
+
+    def _hosts(self, leases: dict[str, float], now: float) -> Iterator[Metric]:
+        labels = ["host", "kind"]
+        state = GaugeMetricFamily("muster_host_state", "1 for the state it is in", labels=[*labels, "state"])
+        silent = GaugeMetricFamily("muster_host_silent_seconds", "Since it was last heard of", labels=labels)
+        battery = GaugeMetricFamily("muster_laptop_battery_percent", "As the laptop last said", labels=["host"])
+        plugged = GaugeMetricFamily("muster_laptop_plugged", "Whether on mains, as it last said", labels=["host"])
+        heard = dict(self.client.zrange(SERVERS, 0, -1, withscores=True))
+        hosts = described(self.client.hgetall(LAPTOPS), heard, leases, now)
+        for name in [name for name in hosts if HOST.fullmatch(name)][:MOST_HOSTS]:
+            host = hosts[name]
+            for each in STATES:
+                state.add_metric([name, host["kind"], each], int(host["state"] == each))
+            if host["heard"] is not None:
+                silent.add_metric([name, host["kind"]], max(0.0, now - host["heard"]))
+            for family, value in ((battery, host["battery"]), (plugged, host["plugged"])):
+                if value is not None:
+                    family.add_metric([name], float(value))
+        yield from (state, silent, battery, plugged)
 
     def _age(self, key: str) -> float:
         text = self.client.lindex(key, -1)
@@ -96,7 +120,8 @@ class Figures(Collector):
 def main() -> int:
     settings, told = Settings.read(), threading.Event()
     registry = CollectorRegistry()
-    registry.register(Figures(connect(settings)))
+    # What is no text hides nothing else.
+    registry.register(Figures(connect(settings, encoding_errors="replace")))
     start_http_server(settings.metrics_port, settings.metrics_address, registry)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())

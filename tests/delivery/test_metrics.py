@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from celery_app.config import PRIORITIES
+from celery_app.hosts import LAPTOPS, SERVERS, STATES
 from celery_app.schedule import Beat
 from tests.delivery.conftest import ROOT, RedisServer, Worker, free_port, until
 
@@ -95,6 +97,56 @@ def test_worker_up_and_down_and_what_it_did(app: Any, figure: Scrape, worker: St
     until(lambda: figure("muster_worker_up", worker=name) == 0, "its lease is over", 20)
     one.start()
     until(lambda: figure("muster_worker_up", worker=name) == 1, "it is back")
+
+
+def state_of(figure: Scrape, host: str, kind: str = "laptop") -> str:
+    """The one state that is 1; the others are there, and 0."""
+    found = {state: figure("muster_host_state", host=host, kind=kind, state=state) for state in STATES}
+    assert sorted(value if value is not None else -1 for value in found.values()) == [0, 0, 0, 1], found
+    return next(state for state, value in found.items() if value)
+
+
+def test_a_laptop_asleep_is_not_a_lost_one(figure: Scrape, redis_server: RedisServer) -> None:
+    client = redis_server.client
+    now = float(client.time()[0])
+
+    def report(name: str, state: str, ago: float, **more: object) -> None:
+        said = {"state": state, "why": "x", "since": now - ago, "at": now - ago, "battery": None, "plugged": None}
+        client.hset(LAPTOPS, name, json.dumps(said | more))
+
+    report("ready1", "ready", 1, battery=80, plugged=True)
+    report("paused1", "draining", 1, battery=20.5, plugged=False)
+    report("shut1", "asleep", 3600)
+    report("flat1", "ready", 3600)
+    report("gone1", "asleep", 15 * 86_400)
+    client.zadd(SERVERS, {"server1": now - 5, "server2": now - 65})
+    for name, value in (("garbage1", "{"), ("bad name", "{}"), ("x" * 65, "{}"), (b"\xff\xfe", b"\xff")):
+        client.hset(LAPTOPS, name, value)
+    for host, state in (
+        ("ready1", "ready"), ("paused1", "draining"), ("shut1", "asleep"), ("flat1", "asleep"), ("gone1", "lost"),
+        ("garbage1", "lost"),
+    ):  # fmt: skip
+        assert (host, state_of(figure, host)) == (host, state)
+    assert (state_of(figure, "server1", "server"), state_of(figure, "server2", "server")) == ("ready", "lost")
+    assert figure("muster_laptop_battery_percent", host="paused1") == 20.5
+    assert figure("muster_laptop_battery_percent", host="shut1") is None
+    assert (figure("muster_laptop_plugged", host="ready1"), figure("muster_laptop_plugged", host="paused1")) == (1, 0)
+    assert 3600 <= (figure("muster_host_silent_seconds", host="flat1", kind="laptop") or 0) < 3700
+    assert 65 <= (figure("muster_host_silent_seconds", host="server2", kind="server") or 0) < 165
+    for name in ("bad name", "x" * 65):
+        assert figure("muster_host_state", host=name, kind="laptop", state="lost") is None
+    # However many somebody writes there, the figures stay few.
+    client.hset(LAPTOPS, mapping={f"many{number}": "{}" for number in range(2_000)})
+    assert state_of(figure, "flat1") == "asleep"
+    assert figure("muster_host_state", host="many999", kind="laptop", state="lost") is None
+    client.delete(LAPTOPS)
+    assert figure("muster_host_state", host="gone1", kind="laptop", state="lost") is None
+
+
+def test_what_is_no_text_hides_nothing(figure: Scrape, redis_server: RedisServer) -> None:
+    redis_server.client.rpush("data", b"\xff\xfe")
+    redis_server.client.hset("muster:counts", b"\xff|x", 1)
+    assert figure("muster_queue_length", queue="default", priority="low") == 0
 
 
 def test_beat_with_nothing_to_send_is_seen(figure: Scrape, redis_server: RedisServer) -> None:
