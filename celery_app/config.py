@@ -43,6 +43,8 @@ class Settings(BaseModel):
     stalled: PositiveInt = 30
     # Set by the supervisor for its worker: take nothing without a lease, and where the event loop reports.
     heartbeat: str = ""
+    # On a laptop: the directory in which its agent says whether to work, and in which the worker answers.
+    laptop: str = ""
     schedule: str = ""
     # Modules with tasks of the site's own, by commas.
     include: str = ""

@@ -3,6 +3,9 @@
 A worker is killed with all its processes when Redis was out of reach for two thirds of the lease, when its event loop
 hangs, when this process was itself away (a laptop that slept), and when it takes nothing although there is something
 to take. Then its next life gives back what it held. Others do so when there is none, after the lease.
+
+On a laptop (celery_app/laptop.py) the worker also ends while the agent wants no work, and this process stays. There it
+does not end either when the host slept or was out of range: it begins anew, and no task is blamed for that.
 """
 
 from __future__ import annotations
@@ -20,14 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from celery_app import lease
 from celery_app.config import PRIORITIES, Settings, list_key
+from celery_app.laptop import Agent, Want
 
 PERIOD = 5.0
 # The event loop writes every two seconds; while a worker starts there is no loop yet.
 FRESH, STARTUP = 10.0, 120.0
 UNWELL = 3
+# How often it looks at what it is told; a laptop's agent has seconds before the host sleeps.
+LOOK, LOOK_LAPTOP = 0.5, 0.25
 logger = logging.getLogger("muster.supervise")
 
 
@@ -36,51 +44,97 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.client = lease.connect(settings)
+        self.laptop = bool(settings.laptop)
+        # A laptop is often out of range, and must not wait for Redis when its lid closes.
+        hasty = {"socket_timeout": 2, "socket_connect_timeout": 2, "retry": Retry(NoBackoff(), 0)}
+        self.client = lease.connect(settings, **(hasty if self.laptop else {}))
+        self.agent = Agent(Path(settings.laptop) if self.laptop else None, settings.worker.rpartition("/")[2])
         # The container is healthy while both are fresh (roles/celery_worker): the loop turns, and the lease is good.
         self.heartbeat = Path(settings.heartbeat)
         self.alive = self.heartbeat.with_suffix(".alive")
         self.child: subprocess.Popen[bytes] | None = None
         self.told = threading.Event()
-        self.told_at = 0.0
+        # When what runs must have ended; nothing while the worker takes tasks.
+        self.until: float | None = None
+        self.asked: tuple[bool, Want] | None = None
+        # Of the life that ended last: what it was at may be why; nothing of it is held any more.
+        self.died, self.settled = True, False
         self.taken, self.progress_at = -1, 0.0
 
     def run(self) -> int:
-        """Until the worker ends; the exit status."""
+        """Until the worker ends; the exit status. A laptop's also rests, and lives again."""
         signal.signal(signal.SIGTERM, self._tell)
         signal.signal(signal.SIGINT, self._tell)
-        if not self._begin():
-            return 0
-        reason = ""
-        try:
-            reason = self._watch()
-        finally:
-            self._kill()
-            self._end()
-        if reason:
-            logger.error("the worker was killed: %s", reason)
-            return UNWELL
-        return 0 if self.told.is_set() else (self.child.returncode if self.child else 0) or 1
+        while not self.told.is_set():
+            if not self.agent.want().work:
+                self._rest()
+            elif self._begin():
+                reason = self._live()
+                if reason:
+                    logger.error("the worker was killed: %s", reason)
+                # What is no fault of the worker's ends nothing on a laptop.
+                if self.died or (reason and not self.laptop):
+                    return UNWELL if reason else (self.child.returncode if self.child else 0) or 1
+        self._say(work=not self.settled)
+        return 0
 
     def _tell(self, *_: Any) -> None:
         self.told.set()
 
+    def _rest(self) -> None:
+        """The agent wants no work: the container is there and well, and holds nothing."""
+        if not self.settled:
+            self._end()
+        self._fresh()
+        self._say(work=not self.settled)
+        self.told.wait(LOOK_LAPTOP)
+
     def _begin(self) -> bool:
-        """Take over from the former life as soon as Redis answers."""
-        while not self.told.is_set():
-            try:
-                count = lease.restore(self.client, self.settings.worker, died=True)
-                lease.renew(self.client, self.settings.worker, self.settings.lease, anew=True)
-            except redis.RedisError as error:
-                logger.warning("waiting for Redis: %s", error)
-                self.told.wait(1)
-                continue
-            logger.info("%s messages of a former life went back", count)
-            self.heartbeat.unlink(missing_ok=True)
-            self.alive.touch()
-            self.child = subprocess.Popen(command(self.settings), start_new_session=True)
-            return True
-        return False
+        """Take over from the former life, if Redis answers."""
+        try:
+            count = lease.restore(self.client, self.settings.worker, died=self.died)
+            guest = bool(self.settings.laptop)
+            lease.renew(self.client, self.settings.worker, self.settings.lease, anew=True, guest=guest)
+        except redis.RedisError as error:
+            logger.warning("waiting for Redis: %s", error)
+            self.told.wait(1)
+            return False
+        logger.info("%s messages of a former life went back", count)
+        self.heartbeat.unlink(missing_ok=True)
+        self.alive.touch()
+        self.died, self.settled = True, False
+        self.until = self.asked = None
+        self.child = subprocess.Popen(command(self.settings), start_new_session=True)
+        return True
+
+    def _live(self) -> str:
+        """Until the worker has ended and all went back; why it was killed, if it was."""
+        try:
+            return self._watch()
+        finally:
+            self._kill()
+            # Told to stop it hands back what still runs, and that is no fault of those tasks.
+            self.died = self.died and self.until is None
+            self._end()
+
+    def _ending(self) -> bool:
+        """Whether the worker takes nothing more; the time for what runs may only get shorter."""
+        asked = (self.told.is_set(), self.agent.want())
+        if asked != self.asked:
+            self.asked, (told, want) = asked, asked
+            limits = [self.settings.soft_shutdown] * told + [want.within] * (not want.work)
+            if limits:
+                if self.until is None and self.child:
+                    self.child.terminate()
+                end = time.monotonic() + min(limits)
+                self.until = end if self.until is None else min(end, self.until)
+        return self.until is not None
+
+    def _away(self, reason: str) -> str:
+        self.died = not self.laptop
+        # Its connections may be of another network.
+        self.client.connection_pool.disconnect()
+        return reason
 
     def _watch(self) -> str:
         assert self.child
@@ -91,41 +145,44 @@ class Supervisor:
             if self.told.is_set():
                 time.sleep(0.2)
             else:
-                self.told.wait(0.5)
+                self.told.wait(LOOK_LAPTOP if self.laptop else LOOK)
             gap, last = now() - last, now()
             if gap > self.settings.lease * 2 / 3:
-                return f"this host was away for {gap:.0f} s"
-            if self.told.is_set():
-                if not self.told_at:
-                    self.told_at = time.monotonic()
-                    self.child.terminate()
-                elif time.monotonic() - self.told_at > self.settings.soft_shutdown:
-                    logger.warning("tasks still run after %s s and go back", self.settings.soft_shutdown)
-                    return ""
+                return self._away(f"this host was away for {gap:.0f} s")
+            ending = self._ending()
+            if self.until is not None and time.monotonic() > self.until:
+                logger.warning("tasks still run after the time they had, and go back")
+                return ""
+            if self.laptop:
+                self._say(work=True)
+                if ending:
+                    # Its event loop is over; the container is well.
+                    self._fresh()
             if time.monotonic() < due:
                 continue
             due = time.monotonic() + PERIOD
             state = self._state(started)
-            if state is None and not self.told.is_set():
+            if state is None and not ending:
                 if time.monotonic() - renewed > self.settings.lease * 2 / 3:
                     return "its event loop hangs"
                 continue
             try:
-                if not lease.renew(self.client, self.settings.worker, self.settings.lease):
-                    return "its lease was over"
+                guest = bool(self.settings.laptop)
+                if not lease.renew(self.client, self.settings.worker, self.settings.lease, guest=guest):
+                    return self._away("its lease was over")
                 renewed = time.monotonic()
                 self.alive.touch()
                 for worker, count in lease.reap(self.client, self.settings.lease).items():
                     logger.warning("%s is gone; %s messages went back", worker, count)
-                if state and self._stalled(state):
+                if state and not ending and self._stalled(state):
                     return f"it took nothing for {self.settings.stalled} s although there was something to take"
             except redis.RedisError as error:
                 logger.warning("Redis does not answer: %s", error)
             if time.monotonic() - renewed > self.settings.lease * 2 / 3:
-                return "Redis was out of reach"
+                return self._away("Redis was out of reach")
         return ""
 
-    def _state(self, started: float) -> dict[str, int] | None:
+    def _state(self, started: float) -> dict[str, Any] | None:
         """What the event loop last said; None when that is too long ago."""
         try:
             age = time.time() - self.heartbeat.stat().st_mtime
@@ -133,9 +190,21 @@ class Supervisor:
         except FileNotFoundError:
             return {} if time.monotonic() - started < STARTUP else None
 
-    def _stalled(self, state: dict[str, int]) -> bool:
+    def _say(self, *, work: bool) -> None:
+        running: list[dict[str, str]] = []
+        if work and self.laptop:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                running = json.loads(self.heartbeat.read_text())["running"]
+        self.agent.say(work=work, running=running)
+
+    def _fresh(self) -> None:
+        """What the container's health is told by."""
+        self.heartbeat.touch()
+        self.alive.touch()
+
+    def _stalled(self, state: dict[str, Any]) -> bool:
         moment = time.monotonic()
-        busy = state["active"] >= self.settings.concurrency or self.told.is_set()
+        busy = state["active"] >= self.settings.concurrency
         if busy or state["taken"] != self.taken or not self._waiting():
             self.taken, self.progress_at = state["taken"], moment
         return moment - self.progress_at > self.settings.stalled
@@ -157,9 +226,9 @@ class Supervisor:
     def _end(self) -> None:
         """Nothing runs any more: give all back and say so."""
         try:
-            # Told to stop it hands back what still runs, and that is no fault of those tasks.
-            lease.restore(self.client, self.settings.worker, died=not self.told.is_set())
+            lease.restore(self.client, self.settings.worker, died=self.died)
             lease.resign(self.client, self.settings.worker)
+            self.settled = True
         except redis.RedisError as error:
             logger.warning("what it held goes back when Redis answers: %s", error)
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat(bootsteps.StartStopStep):
-    """Says from within the event loop that it turns, how much was taken and how much runs."""
+    """Says from within the event loop that it turns, how much was taken and what runs."""
 
     requires = ("celery.worker.components:Timer",)
 
@@ -37,7 +37,8 @@ class Heartbeat(bootsteps.StartStopStep):
         path = Path(Settings.read().heartbeat)
         Progress.deaf = path.with_suffix(".deaf").exists()
         fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps({"taken": Progress.taken, "active": len(state.active_requests)}))
+        running = [{"id": request.id, "task": request.name} for request in state.active_requests]
+        fresh.write_text(json.dumps({"taken": Progress.taken, "active": len(running), "running": running}))
         fresh.replace(path)
 
 
