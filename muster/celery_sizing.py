@@ -35,10 +35,17 @@ class CeleryWorker(TypedDict):
     child_memory: int
 
 
-def celery_workers(spec: object, *, host_cpus: object, ray: object, host: str = "") -> list[CeleryWorker]:
-    """The workers of one host. Nothing given: one for what it does itself, and on Ray's head one for what Ray does."""
+def celery_workers(
+    spec: object, *, host_cpus: object, ray: object, guest: bool = False, host: str = ""
+) -> list[CeleryWorker]:
+    """The workers of one host. Nothing given: one for what it does itself, and on Ray's head one for what Ray does.
+
+    A guest, a laptop, gives one process to each worker unless it says otherwise.
+    """
     cpus = sizing.parse_count(host_cpus, what="the host's CPUs", host=host)
-    workers = [_worker(number, entry, cpus, host) for number, entry in enumerate(_entries(spec, ray, host), start=1)]
+    entries = enumerate(_entries(spec, ray, host), start=1)
+    processes = 1 if guest else min(max(cpus // 2, 2), MOST_BY_DEFAULT)
+    workers = [_worker(number, entry, processes, host) for number, entry in entries]
     names = [worker["name"] for worker in workers]
     for name in names:
         if names.count(name) > 1:
@@ -59,7 +66,8 @@ def workers_of(
         return []
     variables = hostvars[host]
     spec = inventory.value(variables, "celery_workers")
-    return celery_workers(spec, host_cpus=cpus, ray=serves_ray(variables, member), host=host)
+    guest = "laptop" in member
+    return celery_workers(spec, host_cpus=cpus, ray=serves_ray(variables, member), guest=guest, host=host)
 
 
 def reserve_of(
@@ -79,6 +87,7 @@ def celery_reserve(variables: Mapping[str, Any], groups: Collection[str], cpus: 
             inventory.value(variables, "celery_workers"),
             host_cpus=cpus,
             ray=serves_ray(variables, groups),
+            guest="laptop" in groups,
             host=host,
         )
         taken += [worker["memory"] for worker in workers]
@@ -134,7 +143,7 @@ def _entries(spec: object, ray: object, host: str) -> list[Mapping[str, Any]]:
     return list(spec)
 
 
-def _worker(number: int, entry: Mapping[str, Any], cpus: int, host: str) -> CeleryWorker:
+def _worker(number: int, entry: Mapping[str, Any], processes: int, host: str) -> CeleryWorker:
     def wrong(problem: str, fix: str) -> MusterError:
         return MusterError(f"celery_workers entry {number}: {problem}", fix=fix, host=host)
 
@@ -145,7 +154,7 @@ def _worker(number: int, entry: Mapping[str, Any], cpus: int, host: str) -> Cele
             raise wrong(f"{queue!r} is no queue" if queue else "it has no queues", "write queues: [default, data]")
     if len(set(queues)) < len(queues):
         raise wrong(f"a queue is named twice: {', '.join(queues)}", "name each queue once")
-    usual = ON_RAY_CONCURRENCY if queues == ON_RAY else min(max(cpus // 2, 2), MOST_BY_DEFAULT)
+    usual = ON_RAY_CONCURRENCY if queues == ON_RAY else processes
     concurrency = sizing.parse_count(inventory.value(entry, "concurrency", usual), what="concurrency", host=host)
     prefetch = sizing.parse_count(inventory.value(entry, "prefetch", 1), what="prefetch", host=host)
     if concurrency < 1 or prefetch < 1:

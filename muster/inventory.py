@@ -61,7 +61,7 @@ def read_host(
     variables = hostvars[name]
     worker_ports = value(variables, "ray_worker_ports")
     member = groups_of(groups).get(name, frozenset())
-    wanted = {entry.sources_variable for entry in ports.read_table(table).values()} - {""}
+    wanted = {variable for entry in ports.read_table(table).values() for variable in entry.sources_variables}
     return ports.Host(
         name=name,
         address=address(name, variables),

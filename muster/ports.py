@@ -46,7 +46,7 @@ class Entry:
     proto: str
     at: tuple[str, ...]
     sources: tuple[str, ...]
-    sources_variable: str
+    sources_variables: tuple[str, ...]
     why: str
     worker_ports: int
 
@@ -122,7 +122,8 @@ def firewall_rules(table: Mapping[str, Any], host: Host, hosts: Sequence[Host]) 
 
 def sources(entry: Entry, host: Host, hosts: Sequence[Host]) -> list[str]:
     """Addresses and networks that may connect; the host itself needs no rule."""
-    return resolve([*entry.sources, *host.networks.get(entry.sources_variable, ())], host, hosts)
+    more = [network for variable in entry.sources_variables for network in host.networks.get(variable, ())]
+    return resolve([*entry.sources, *more], host, hosts)
 
 
 def resolve(names: Sequence[str], host: Host, hosts: Sequence[Host]) -> list[str]:
@@ -214,7 +215,7 @@ def _entry(name: str, line: Any) -> Entry:
         proto=proto,
         at=as_names(line.get("at")),
         sources=as_names(line.get("from")),
-        sources_variable=str(line.get("from_variable") or ""),
+        sources_variables=as_names(line.get("from_variable")),
         why=str(line.get("why") or name),
         worker_ports=worker_ports,
     )

@@ -46,6 +46,14 @@ def test_by_default_all_processes_fit_into_the_memory(cpus: int, ray: bool) -> N
         assert worker["concurrency"] * worker["child_memory"] + celery_sizing.OVERHEAD == worker["memory"]
 
 
+@pytest.mark.parametrize("spec", [None, [{"queues": ["default", "data"]}], [{"queues": "data"}, {"queues": "default"}]])
+def test_a_guest_gives_one_process_to_each_worker(spec: object) -> None:
+    workers = celery_workers(spec, host_cpus=16, ray=False, guest=True)
+    assert [worker["concurrency"] for worker in workers] == [1] * len(workers)
+    (more,) = celery_workers([{"queues": "data", "concurrency": 3}], host_cpus=16, ray=False, guest=True)
+    assert more["concurrency"] == 3
+
+
 @given(st.integers(1, 64), st.integers(320, 65536))
 def test_memory_that_is_given_is_shared_by_the_processes(concurrency: int, megabytes: int) -> None:
     spec = [{"queues": "data", "concurrency": concurrency, "memory": f"{megabytes}M"}]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from muster.celery_sizing import celery_workers
+from muster.celery_sizing import CHILD, OVERHEAD, celery_workers
 from muster.load import load_inventory
 
 from .conftest import ROOT, Groups, Vars, role_variables
@@ -27,8 +27,9 @@ SERVICES = {
 
 
 @pytest.fixture(scope="module")
-def example() -> tuple[Vars, Groups]:
-    return load_inventory([ROOT / "inventory" / "example"])
+def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[Vars, Groups]:
+    secrets = {"muster_secrets_dir": str(tmp_path_factory.mktemp("secrets"))}
+    return load_inventory([ROOT / "inventory" / "example"], secrets)
 
 
 @pytest.fixture
@@ -138,10 +139,34 @@ def test_redis_is_closed_to_all_but_its_users_and_keeps_what_it_is_given(write: 
     assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "everysec")
 
     users = dict(line.split(" ", 2)[1:] for line in write("celery_redis", "users.acl.j2").splitlines())
-    assert set(users) == {"default", "app", "exporter", "operator"} and users["default"].startswith("off ")
+    laptops = {"laptop-laptop1", "laptop-laptop2"}
+    assert set(users) == {"default", "app", "exporter", "operator", *laptops}
+    assert users["default"].startswith("off ")
     for name in ("app", "exporter", "operator"):
         password = (tmp_path / f"celery_{name}_password").read_text().split()[0]
         assert f"#{hashlib.sha256(password.encode()).hexdigest()}" in users[name] and password not in users[name]
+
+
+def test_a_laptop_has_the_rights_of_an_application_and_a_password_of_its_own(write: Render) -> None:
+    users = dict(line.split(" ", 2)[1:] for line in write("celery_redis", "users.acl.j2").splitlines())
+    words = {name: users[name].split() for name in ("app", "laptop-laptop1", "laptop-laptop2")}
+    assert len({line[1] for line in words.values()}) == 3
+    assert len({tuple(line[2:]) for line in words.values()}) == 1
+    mine = {"host": "laptop1", "inventory_hostname": "laptop1"}
+    (worker,) = compose(write, "celery_worker", **mine).values()
+    assert worker["environment"]["MUSTER_REDIS_URL"] == "rediss://laptop-laptop1@10.0.0.84:6380/0"
+
+
+def test_a_laptop_s_owner_does_not_feel_the_worker_and_can_pause_it(write: Render) -> None:
+    mine = {"host": "laptop1", "inventory_hostname": "laptop1"}
+    (worker,) = compose(write, "celery_worker", **mine).values()
+    assert worker["entrypoint"][-10:-3] == ["sh", "nice", "-n", "19", "ionice", "-c", "3"]
+    assert worker["cpu_shares"] == 64 and worker["cpus"] == 1.0 and worker["mem_limit"] == OVERHEAD + CHILD
+    assert worker["environment"]["MUSTER_LAPTOP"] == "/laptop" and worker["environment"]["MUSTER_CONCURRENCY"] == "1"
+    assert {"/var/lib/muster/laptop:/laptop:ro", "/var/lib/muster/laptop/said:/laptop/said"} <= set(worker["volumes"])
+    server = compose(write, "celery_worker", host="server80", inventory_hostname="server80")["default-data"]
+    assert "cpu_shares" not in server and "nice" not in server["entrypoint"]
+    assert "MUSTER_LAPTOP" not in server["environment"] and not any("/laptop" in it for it in server["volumes"])
 
 
 def test_redis_has_room_to_copy_itself(write: Render) -> None:

@@ -21,7 +21,8 @@ from tests.history.checker import Event, judge
 
 LAB = Lab("cluster")
 BROKER = Broker(LAB)
-WORKERS = {"head": ("default-data", "ml"), "server1": ("default-data",), "server2": ("default-data",)}
+DEFAULT = ("default-data",)
+WORKERS = {"head": (*DEFAULT, "ml"), "server1": DEFAULT, "server2": DEFAULT, "laptop1": DEFAULT}
 BEAT = "celery_beat-beat-1"
 WORKER = "celery_worker-default-data-1"
 HEAD = "ray_head-head-1"

@@ -29,6 +29,16 @@ options:
   state: {description: Whether there is a project., type: str, choices: [present, absent], default: present}
   compose: {description: Text of the Compose file., type: str}
   files: {description: Files beside it as name to content. Readable by the group alone., type: dict, default: {}}
+  live:
+    description:
+      - Files in the directory C(live) beside the Compose file, name to content. Mount that directory; the containers
+        read them again when C(reload_command) tells them to, so they are no part of the revision.
+    type: dict
+    default: {}
+  reload_service: {description: The service that reads C(live)., type: str}
+  reload_command: {description: Makes it read them., type: list, elements: str,
+    default: []}
+  reload_input: {description: What the command reads from its standard input., type: str, default: ""}
   directories: {description: Data directories that belong to the group., type: list, elements: path, default: []}
   data_root: {description: Holds C(directories) and nothing else; it goes with the project., type: path}
   watch:
@@ -59,6 +69,9 @@ EXAMPLES = r"""
     compose: "{{ lookup('ansible.builtin.template', 'compose.yml.j2') }}"
 """
 
+# What containers read again while they run, and which of it they have read.
+LIVE, LOADED = "live", ".loaded"
+
 
 class Project:
     """A directory with a Compose file, and the containers made from it."""
@@ -72,8 +85,8 @@ class Project:
         self.after: list[str] = []
         self.changed = False
 
-    def run(self, *command: str) -> tuple[int, str, str]:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    def run(self, *command: str, stdin: str = "") -> tuple[int, str, str]:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, input=stdin)
         return done.returncode, done.stdout, done.stderr
 
     def directory(self, path: Path, mode: int, uid: int, gid: int) -> None:
@@ -138,7 +151,7 @@ class Project:
             )
 
     def check(self, files: dict[str, str]) -> None:
-        """Let the program itself judge its files before they take the old ones' place."""
+        """Let the program itself judge its files before they take the old ones' place; live ones have their folder."""
         image, command = self.module.params["check_image"], self.module.params["check_command"]
         if not command or self.docker is None or all(self.has(name, content) for name, content in files.items()):
             return
@@ -146,10 +159,11 @@ class Project:
             return
         pki, uid, gid = self.module.params["pki"], self.module.params["uid"], self.module.params["gid"]
         with tempfile.TemporaryDirectory() as scratch:
-            (Path(scratch) / "pki").mkdir()
+            for folder in ("pki", LIVE):
+                (Path(scratch) / folder).mkdir()
             for name, content in files.items():
                 (Path(scratch) / name).write_text(content)
-            for path in (Path(scratch), *Path(scratch).iterdir()):
+            for path in (Path(scratch), *Path(scratch).rglob("*")):
                 os.chown(path, 0, gid)
                 path.chmod(0o750 if path.is_dir() else 0o640)
             code, out, error = self.run(
@@ -219,28 +233,47 @@ class Project:
         params = self.module.params
         gid, uid = params["gid"], params["uid"]
         files = {name: str(content) for name, content in params["files"].items()}
+        live = {f"{LIVE}/{name}": str(content) for name, content in params["live"].items()}
         environment = f"MUSTER_REVISION={self.revision(files, params['watch'])}\n"
         compose_file = self.path / "compose.yml"
         if not self.has("compose.yml", params["compose"]):
             self.validate(params["compose"], {".env": environment, **files})
-        self.check(files)
+        self.check({**files, **live})
         self.directory(self.path, 0o750, 0, gid)
+        if live:
+            self.directory(self.path / LIVE, 0o750, 0, gid)
         for path in params["directories"]:
             self.directory(Path(path), 0o750, uid, gid)
         if self.path.is_dir():
-            wanted = {"compose.yml", ".env", *files}
+            wanted = {"compose.yml", ".env", *files, *([LOADED] if live else [])}
             for stale in sorted(p for p in self.path.iterdir() if p.is_file() and p.name not in wanted):
                 self.note(f"{stale} is gone")
                 if not self.module.check_mode:
                     stale.unlink()
         self.write(compose_file, params["compose"], 0o640, gid, secret=False)
         self.write(self.path / ".env", environment, 0o640, gid, secret=False)
-        for name, content in files.items():
+        for name, content in {**files, **live}.items():
             self.write(self.path / name, content, 0o640, gid, secret=True)
         if self.docker is None or (self.module.check_mode and self.changed):
             return {"deploy": True, "reason": "the project is not written yet"}
         reason = self.difference()
+        if live and not reason:
+            self.reload(self.revision(live, []))
         return {"deploy": bool(reason), "reason": reason}
+
+    def reload(self, revision: str) -> None:
+        """Have the container read its live files, unless it said that it has."""
+        loaded, params = self.path / LOADED, self.module.params
+        if self.module.check_mode or (loaded.is_file() and loaded.read_text() == revision):
+            return
+        code, out, error = self.run(
+            str(self.docker), "compose", "--project-directory", str(self.path), "exec", "-T", params["reload_service"],
+            *params["reload_command"], stdin=params["reload_input"],
+        )  # fmt: skip
+        if code:
+            said = " ".join((out + error).split())[-1500:]
+            self.module.fail_json(msg=f"{params['reload_service']} did not read {self.path}/{LIVE} again: {said}")
+        loaded.write_text(revision)
 
     def stale(self) -> list[str]:
         root = self.module.params["data_root"]
@@ -268,6 +301,10 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "compose": {"type": "str"},
             "files": {"type": "dict", "default": {}, "no_log": True},
+            "live": {"type": "dict", "default": {}, "no_log": True},
+            "reload_service": {"type": "str"},
+            "reload_command": {"type": "list", "elements": "str", "default": []},
+            "reload_input": {"type": "str", "default": "", "no_log": True},
             "directories": {"type": "list", "elements": "path", "default": []},
             "data_root": {"type": "path"},
             "watch": {"type": "list", "elements": "path", "default": []},
