@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("plan", help="print which port every service and Ray node has, and who may connect")
     commands.add_parser("status", help="one screen: nodes, queues, who works on what, what is missing")
+    commands.add_parser("laptops", help="each laptop: its state and why, battery, what it works on")
     dead = commands.add_parser("dead", help="tasks that were handed out too often: look at them, send them again")
     dead.add_argument("action", choices=["list", "show", "requeue", "drop"], nargs="?", default="list")
     dead.add_argument("id", nargs="?", default="", help="of the task; --all with requeue")
@@ -45,6 +46,14 @@ def status(inventory: list[str], _: argparse.Namespace) -> str:
     return screen("status.yml", inventory, {})
 
 
+def laptops(inventory: list[str], _: argparse.Namespace) -> str:
+    """The screen of playbooks/laptops.yml."""
+    said = screen("laptops.yml", inventory, {})
+    if not said:
+        raise MusterError("nobody knows how the laptops are", fix="put one host into the group celery_metrics")
+    return said
+
+
 def dead(inventory: list[str], options: argparse.Namespace) -> str:
     """What celery_app.deadletter says on the broker's host."""
     if options.action != "list" and not options.id and not options.all:
@@ -53,7 +62,7 @@ def dead(inventory: list[str], options: argparse.Namespace) -> str:
     return screen("dead.yml", inventory, {"dead_words": words})
 
 
-COMMANDS = {"plan": plan, "status": status, "dead": dead}
+COMMANDS = {"plan": plan, "status": status, "laptops": laptops, "dead": dead}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

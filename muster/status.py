@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from muster import fleet
+from muster.fleet import columns
 
 GIB = 2**30
 SHOWN_TASKS = 4
@@ -25,13 +28,6 @@ def containers(listing: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def columns(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows as lines with aligned columns."""
-    table = [list(map(str, row)) for row in rows]
-    widths = [max(len(row[index]) for row in table) for index in range(len(table[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-
-
 def status(
     planned: Mapping[str, Sequence[str]],
     hosts: Mapping[str, str | None],
@@ -47,6 +43,7 @@ def status(
     `python -m celery_app.status` said; celery_planned: names of the workers that the inventory wants.
     """
     alive = {node["name"]: node for node in (ray or {}).get("nodes", []) if node["state"] == "alive"}
+    absent = fleet.absent(celery, may_sleep)
     there = {host: containers(listing) for host, listing in hosts.items() if listing is not None}
     names = [f"{host}/{node}" for host, nodes in planned.items() for node in nodes]
     rows: list[Sequence[str]] = [COLUMNS]
@@ -55,10 +52,12 @@ def status(
         host, node = name.split("/", 1)
         project = "ray_head" if node == "head" else "ray_worker"
         container = there.get(host, {}).get(f"{project}/{node}", {})
-        rows.append(_row(name, alive.get(name), container, reached=host in there))
-        if name not in alive:
+        state = "alive" if name in alive else absent[host][0] if host in absent else "missing"
+        rows.append(_row(name, alive.get(name), container, state, reached=host in there))
+        if name not in alive and host not in absent:
             missing.append(_reason(name, host, container, host in there, host in may_sleep, ray is not None))
-    rows += [_row(name, alive[name], {}, reached=True) for name in sorted(set(alive) - set(names))]
+    rows += [_row(name, alive[name], {}, "alive", reached=True) for name in sorted(set(alive) - set(names))]
+    missing += [line for host, (_, line) in absent.items() if host in hosts]
     others = [
         (host, name, item["status"], item["image"])
         for host, items in there.items()
@@ -71,14 +70,16 @@ def status(
     lines += [""] if missing or set(alive) - set(names) else []
     lines += missing
     lines += [f"not planned: {name}: run site.yml --tags ray" for name in sorted(set(alive) - set(names))]
-    away = [host for host in hosts if hosts[host] is None and not planned.get(host)]
+    away = [host for host in hosts if hosts[host] is None and not planned.get(host) and host not in absent]
     lines += [f"away: {host}" for host in away]
     if celery is not None or celery_planned:
-        lines += ["", *celery_lines(celery, celery_planned)]
+        lines += ["", *celery_lines(celery, celery_planned, absent)]
     return "\n".join(lines)
 
 
-def celery_lines(celery: Mapping[str, Any] | None, planned: Sequence[str]) -> list[str]:
+def celery_lines(
+    celery: Mapping[str, Any] | None, planned: Sequence[str], absent: Mapping[str, tuple[str, str]]
+) -> list[str]:
     """Queues, and who works on what."""
     if celery is None:
         return ["Celery's broker does not answer: see `docker compose logs` in celery_redis and celery_metrics."]
@@ -95,14 +96,14 @@ def celery_lines(celery: Mapping[str, Any] | None, planned: Sequence[str]) -> li
     if names:
         rows = [("worker", "state", "works on")]
         for name in names:
-            tasks = [f"{task['task']} {task['id'][:8]}" for task in workers.get(name, {"tasks": []})["tasks"]]
-            more = f" and {len(tasks) - SHOWN_TASKS} more" if len(tasks) > SHOWN_TASKS else ""
-            state = "alive" if name in alive else "dead"
-            rows.append((name, state if name in workers else "missing", ", ".join(tasks[:SHOWN_TASKS]) + more or "-"))
+            host = name.split("/", 1)[0]
+            state = "alive" if name in alive else "dead" if name in workers else "missing"
+            state = absent[host][0] if host in absent else state
+            rows.append((name, state, fleet.tasks(workers.get(name, {"tasks": []})["tasks"], SHOWN_TASKS)))
         lines += ["", *columns(rows)]
     for name in planned:
-        if name not in alive:
-            host = name.split("/", 1)[0]
+        host = name.split("/", 1)[0]
+        if name not in alive and host not in absent:
             lines.append(f"missing: Celery worker {name}: run site.yml --tags celery --limit {host}")
     return lines
 
@@ -125,8 +126,9 @@ def _summary(alive: Mapping[str, Any], names: Sequence[str], ray: Mapping[str, A
     )
 
 
-def _row(name: str, node: Mapping[str, Any] | None, container: Mapping[str, str], *, reached: bool) -> list[str]:
-    state = "alive" if node else "missing"
+def _row(
+    name: str, node: Mapping[str, Any] | None, container: Mapping[str, str], state: str, *, reached: bool
+) -> list[str]:
     sizes = ["-", "-", "-"]
     if node:
         sizes = [f"{node['cpus']:g}", f"{node['memory'] / GIB:.1f}G", f"{node['object_store'] / GIB:.1f}G"]

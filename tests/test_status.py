@@ -90,3 +90,48 @@ def test_a_broker_that_does_not_answer_is_said() -> None:
     text = status({"head": ["head"]}, {"head": ""}, ray("head/head"), (), None, ["head/default-data"])
     assert "Celery's broker does not answer" in text
     assert "Celery" not in status({"head": ["head"]}, {"head": ""}, ray("head/head"))
+
+
+def guest(state: str, ago: float, why: str = "") -> dict[str, Any]:
+    return {"kind": "laptop", "state": state, "why": why, "since": 1_000_000 - ago, "tasks": []}
+
+
+def test_a_sleeping_laptop_is_no_gap_and_a_lost_one_is() -> None:
+    laptops = {
+        "laptop1": guest("asleep", 7200, "lid closed"),
+        "laptop2": guest("draining", 300, "on battery"),
+        "laptop3": guest("lost", 15 * 86_400),
+        "laptop4": guest("ready", 60),
+    }
+    celery = {
+        **CELERY,
+        "now": 1_000_000,
+        "hosts": laptops,
+        "workers": {"laptop2/default-data": {"lease": 20.0, "tasks": []}},
+    }
+    hosts = {"head": docker(("ray_head", "head", UP)), **dict.fromkeys(laptops)}
+    plan = {"head": ["head"], **{name: ["worker-1"] for name in laptops}}
+    workers = [f"{name}/default-data" for name in laptops]
+    lines = status(plan, hosts, ray("head/head"), list(laptops), celery, workers).splitlines()
+    states = {line.split()[0]: line.split()[1] for line in lines if line.startswith("laptop")}
+    assert states == {
+        f"{name}/{what}": state
+        for what, ready in (("worker-1", "missing"), ("default-data", "missing"))
+        for name, state in zip(laptops, ("asleep", "draining", "lost", ready), strict=True)
+    }
+    assert [line for line in lines if line.startswith(("missing", "asleep", "draining", "away", "not planned"))] == [
+        "missing: laptop4/worker-1: laptop4 does not answer, as laptops do",
+        "asleep: laptop1 for 2 h (lid closed)",
+        "draining: laptop2 for 5 min (on battery)",
+        "missing: laptop3 is lost for 15 d: wake it, or "
+        "ansible-playbook remove-laptop.yml -e host=laptop3 -e lost=true",
+        "missing: Celery worker laptop4/default-data: run site.yml --tags celery --limit laptop4",
+    ]
+
+
+def test_a_laptop_without_ray_that_sleeps_is_said_once() -> None:
+    celery = {**CELERY, "now": 1_000_000, "hosts": {"laptop2": guest("asleep", 60)}}
+    text = status(
+        {"head": ["head"], "laptop2": []}, {"head": "", "laptop2": None}, ray("head/head"), ["laptop2"], celery
+    )
+    assert text.count("laptop2") == 1 and "asleep: laptop2 for 1 min" in text

@@ -1,4 +1,4 @@
-"""The status screen as a filter."""
+"""The screens of `muster` as filters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
-from muster import status  # noqa: E402
+from muster import fleet, status  # noqa: E402
 
 
 class FilterModule:
@@ -19,4 +19,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Filters by their names in templates."""
-        return {"muster_status": status.status}
+        return {"muster_status": status.status, "muster_laptops": fleet.laptops}
