@@ -16,7 +16,7 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 try:
-    from muster import celery_sizing, celery_times, inventory, preflight, sizing, treehash
+    from muster import celery_sizing, celery_times, inventory, laptop_hours, preflight, sizing, treehash
     from muster.errors import MusterError
 except ImportError as error:
     raise AnsibleFilterError(
@@ -53,6 +53,7 @@ class FilterModule:
             "muster_celery_reserve": _plain(celery_sizing.reserve_of),
             "muster_celery_redis_limit": _plain(celery_sizing.redis_limit),
             "muster_celery_visibility": _plain(_visibility),
+            "muster_laptop_hours": _plain(laptop_hours.parse_hours),
             "muster_memory": _plain(sizing.parse_memory),
             "muster_tree_hash": _plain(treehash.tree_hash),
             "muster_tree_archive": _plain(treehash.tree_archive),
