@@ -41,7 +41,7 @@ from celery.exceptions import Ignore
 
 from celery_app import lease
 from celery_app.config import Settings
-from ray_jobs import outcome
+from ray_jobs import guests, outcome
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -232,25 +232,26 @@ def ray_call(
     `options` are Ray's (num_cpus, memory, ...). A call that had not been handed to Ray when the connection turned out
     to be dead is made again. One that had been is made again only if it is `retryable`; else RayCallUncertainError says
     so. The same holds within Ray: only a retryable function is run again when its worker dies, and only such may go to
-    nodes that come and go (`label_selector={"class": "laptop"}`); others run on servers.
+    laptops (`label_selector={"class": "laptop"}`; to a server while there is none); others run on servers.
     """
     import ray
     from ray import exceptions
 
     if label_selector is not None and not retryable:
         raise ValueError("label_selector is for work that may run twice: say retryable=True")
-    options["max_retries"] = 3 if retryable else 0
-    if not retryable:
-        options["label_selector"] = {"class": "server"}
-    elif label_selector is not None:
-        options["label_selector"] = dict(label_selector)
+    guest = (label_selector or {}).get("class") == guests.LAPTOP
+    home = guests.at_home(retries=3 if retryable else 0, **{"num_cpus": 1, **options})
+    if label_selector is not None and not guest:
+        home["label_selector"] = dict(label_selector)
     deadline = time.monotonic() + timeout
     attempt = 0
     while True:
         reference = None
         try:
             _driver.connect()
-            reference = _driver.remote(fn).options(**options).remote(*args)
+            # Ray does not repeat what a laptop took with it; this does, and looks anew for where.
+            place = guests.on_laptop(**{"num_cpus": 1, **options}) if guest and guests.laptops() else home
+            reference = _driver.remote(fn).options(**place).remote(*args)
             return cast(T, ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
         except exceptions.GetTimeoutError:
             ray.cancel(reference, force=True)
@@ -491,17 +492,20 @@ def ray_job(
 
     Call it last in a task with the options RAY_JOB: `return ray_job(...)`. While the job runs it does not return but
     ends the visit, so what stands before it in the task runs at every visit. The job's own process runs on a server
-    that is not the head (`label_selector`; {} lets it run anywhere): one on the head ends with the head, and Ray
-    may go on calling it RUNNING. A job that Ray says has lost its node is started again, up to `restarts` times.
+    that is not the head (`label_selector`; {} lets it run on any): one on the head ends with the head, and Ray may go
+    on calling it RUNNING. On a laptop it runs only when that is said and it may be started again. A job that Ray says
+    has lost its node is started again, up to `restarts` times.
     """
     if label_selector is None:
-        label_selector = {"class": "server", "node": "!head"}
+        label_selector = {"node": "!head"}
+    if label_selector.get("class") == guests.LAPTOP and not restarts:
+        raise ValueError("a job on a laptop may be started again: leave restarts above 0, or choose a server")
     task = current_task._get_current_object()
     if not getattr(task, "ray_job", False):
         raise BridgeError(f"{task.name} has to be declared with **RAY_JOB to end in ray_job")
     request = task.request
     wanted = Wanted(
-        request.id, entrypoint, env or {}, num_cpus, num_gpus, memory, label_selector,
+        request.id, entrypoint, env or {}, num_cpus, num_gpus, memory, {**guests.AT_HOME, **label_selector},
         {"celery_task": task.name}, restarts, timeout,
     )  # fmt: skip
     client = client or JobsClient()

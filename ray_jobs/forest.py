@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from ray_jobs import command, outcome
+from ray_jobs import command, guests, outcome
 from ray_jobs.command import JobError
 
 
@@ -131,19 +131,13 @@ def grow(x: Any, y: Any, parameters: Forest, local: bool) -> tuple[Any, int, int
         return fit(x, y, parameters.trees, parameters.seed, settings)[0], 1, 1
     import ray
 
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1) + guests.laptops()))
     sizes = split(parameters.trees, parameters.shards or cpus)
-    # A part can be grown again from its seed, so it may run on a laptop, too.
-    remote = ray.remote(fit).options(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")
     x_there, y_there = ray.put(x), ray.put(y)
     seeds = [parameters.seed * 1_000_003 + index for index in range(len(sizes))]
-    asked = [remote.remote(x_there, y_there, trees, seed % 2**32, settings)
-             for trees, seed in zip(sizes, seeds, strict=True)]  # fmt: skip
-    waiting = list(asked)
-    while waiting:
-        _, waiting = ray.wait(waiting)
-        outcome.progress(len(asked) - len(waiting), len(asked), "parts of the forest")
-    grown = ray.get(asked)
+    parts = [(x_there, y_there, trees, seed % 2**32, settings) for trees, seed in zip(sizes, seeds, strict=True)]
+    # A part can be grown again from its seed, so it may run on a laptop, too.
+    grown = guests.each(fit, parts, done=lambda count: outcome.progress(count, len(parts), "parts of the forest"))
     return merge([part for part, _ in grown]), len(sizes), len({node for _, node in grown})
 
 

@@ -67,7 +67,8 @@ def parse(listing: list[dict[str, Any]]) -> list[Node]:
                 id=item["node_id"],
                 state=item["state"].lower(),
                 message=item.get("state_message") or "",
-                cpus=float(total.get("CPU", 0)),
+                # What a laptop offers instead (ray_jobs/guests.py).
+                cpus=float(total.get("CPU", 0) + total.get("laptop", 0)),
                 gpus=float(total.get("GPU", 0)),
                 memory=int(total.get("memory", 0)),
                 object_store=int(total.get("object_store_memory", 0)),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from ray_jobs import command, outcome
+from ray_jobs import command, guests, outcome
 from ray_jobs.command import JobError
 
 
@@ -70,7 +70,8 @@ def run(parameters: Predict, local: bool = False) -> Predicted:
     else:
         import ray
 
-        remote = ray.remote(one).options(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")
+        # It bears repetition, but the files are on the shared storage, which laptops do not have.
+        remote = ray.remote(one).options(**guests.at_home(retries=5, scheduling_strategy="SPREAD"))
         asked = [remote.remote(*each) for each in arguments]
         waiting = list(asked)
         while waiting:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from ray_jobs import command, outcome
+from ray_jobs import command, guests, outcome
 from ray_jobs.command import JobError
 
 Kind = Literal["int", "float", "bool", "datetime", "str"]
@@ -222,7 +222,8 @@ def run(parameters: Process, local: bool = False) -> Processed:
     else:
         import ray
 
-        remote = ray.remote(convert).options(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")
+        # It bears repetition, but the files are on the shared storage, which laptops do not have.
+        remote = ray.remote(convert).options(**guests.at_home(retries=5, scheduling_strategy="SPREAD"))
         asked = [remote.remote(path, final, parameters) for path, final in pairs]
         waiting = list(asked)
         while waiting:

@@ -40,9 +40,15 @@ def broken() -> None:
     raise KeyError("no such thing")
 
 
+def where() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_labels()["class"])
+
+
 @app.task
 def on_ray(name: str, arguments: list[Any], options: dict[str, Any]) -> Any:
-    functions: dict[str, Any] = {"add": add, "slow": slow, "broken": broken}
+    functions: dict[str, Any] = {"add": add, "slow": slow, "broken": broken, "where": where}
     try:
         return ray_call(functions[name], *arguments, **options)
     except RayCallUncertainError as error:

@@ -120,11 +120,11 @@ class Site:
         }  # fmt: skip
 
     def down(self) -> None:
-        for part in ("celery", "worker", "head", "redis"):
+        for part in ("celery", "laptop", "worker", "head", "redis"):
             docker("rm", "--force", "--volumes", f"{self.name}-{part}", check=False)
         # What the containers' user wrote is not ours to remove.
         docker("run", "--rm", "--user", "0", "--volume", f"{self.folder}:/folder", "--entrypoint", "sh", image("infra"),
-               "-c", "rm -rf /folder/head /folder/worker", check=False)  # fmt: skip
+               "-c", "rm -rf /folder/head /folder/worker /folder/laptop", check=False)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
