@@ -72,6 +72,7 @@ def render() -> Any:
             "ray_node_head_address": "10.0.0.84",
             "ray_node_pids_limit": 8192,
             "ray_node_volumes": [],
+            "ray_node_laptop_dir": "",
             "ray_node_list": nodes,
             **changes,
         }
@@ -165,3 +166,12 @@ def test_a_missing_value_is_an_error_and_not_an_empty_option(render: Any) -> Non
     del broken["heap"]
     with pytest.raises(Exception, match="heap"):
         render([broken])
+
+
+def test_only_a_laptops_node_listens_to_an_agent(render: Any, tmp_path: Path) -> None:
+    server = judged(render([node()]), tmp_path)["services"]["worker-1"]
+    assert "MUSTER_LAPTOP" not in server["environment"]
+    laptop = judged(render([node()], ray_node_laptop_dir="/var/lib/muster/laptop"), tmp_path)["services"]["worker-1"]
+    assert laptop["environment"]["MUSTER_LAPTOP"] == "/laptop"
+    assert laptop["environment"]["MUSTER_RAY_NODE"] == "worker-1"
+    assert "/var/lib/muster/laptop" in json.dumps(laptop["volumes"])

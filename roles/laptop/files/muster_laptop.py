@@ -496,7 +496,7 @@ class Agent:
             return ""
         if boottime() - since < trust:
             return ""
-        return f"{what}; the broker does not answer yet" + (f" ({self.broker.error})" if self.broker.error else "")
+        return f"{what}; waits for the broker" + (f" ({self.broker.error})" if self.broker.error else "")
 
     def tell(self) -> None:
         decision = self.decision
@@ -583,11 +583,17 @@ class Agent:
             for name, said in services(self.folder).items()
             if said.get("running")
         ]
+        resting = [
+            f"{name.partition('_')[2]}: {said['why']}"
+            for name, said in services(self.folder).items()
+            if decision.work and not said.get("work") and said.get("why")
+        ]
         broker, off = self.broker, self.broker.clock_off
         answers = f"does not answer ({broker.error})" if broker.error else "answers"
         return [
             f"{self.name} works" if decision.work else f"{self.name} takes no work: {decision.why}",
             f"runs     {'; '.join(running) or 'nothing'}",
+            *(f"rests    {line}" for line in resting),
             f"laptop   {', '.join(parts)}",
             f"network  {self.address or 'none'}; the broker {answers}"
             + ("" if off is None or broker.error else f"; clock {abs(off):.1f} s off"),
