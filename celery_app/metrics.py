@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import redis
 from prometheus_client import CollectorRegistry, start_http_server
@@ -34,7 +35,7 @@ class Figures(Collector):
         self.client = client
         # Messages have no time of their own: since when each list's next one was seen to wait.
         self.waits: dict[str, tuple[int, float]] = {}
-        # A worker that went away is down, not absent.
+        # A worker that went away is down, not absent, as long as its host is known.
         self.workers: set[str] = set()
 
     def collect(self) -> Iterator[Metric]:
@@ -68,14 +69,16 @@ class Figures(Collector):
         lease = GaugeMetricFamily("muster_worker_lease_seconds", "How long its lease is good", labels=["worker"])
         now = float(client.time()[0])
         leases = dict(client.zrange(LEASES, 0, -1, withscores=True))
-        self.workers |= set(leases)
+        heard = dict(client.zrange(SERVERS, 0, -1, withscores=True))
+        hosts = described(client.hgetall(LAPTOPS), heard, leases, now)
+        self.workers = {name for name in self.workers if name.partition("/")[0] in hosts} | set(leases)
         for worker in sorted(self.workers):
             left = leases.get(worker, now) - now
             alive.add_metric([worker], int(left > 0))
             lease.add_metric([worker], left)
             running.add_metric([worker], client.hlen(f"muster:unacked:{worker}"))
         yield from (running, alive, lease)
-        yield from self._hosts(leases, now)
+        yield from host_figures(hosts, now)
         for metric, figure, text in (
             ("muster_dead_letters", float(client.hlen(DEAD)), "Tasks that wait for somebody to look"),
             ("muster_garbage", float(client.llen("muster:garbage")), "What was in a queue and is no message"),
@@ -88,25 +91,6 @@ class Figures(Collector):
             events.add_metric(key.split("|", 1), float(times))
         yield events
 
-    def _hosts(self, leases: dict[str, float], now: float) -> Iterator[Metric]:
-        labels = ["host", "kind"]
-        state = GaugeMetricFamily("muster_host_state", "1 for the state it is in", labels=[*labels, "state"])
-        silent = GaugeMetricFamily("muster_host_silent_seconds", "Since it was last heard of", labels=labels)
-        battery = GaugeMetricFamily("muster_laptop_battery_percent", "As the laptop last said", labels=["host"])
-        plugged = GaugeMetricFamily("muster_laptop_plugged", "Whether on mains, as it last said", labels=["host"])
-        heard = dict(self.client.zrange(SERVERS, 0, -1, withscores=True))
-        hosts = described(self.client.hgetall(LAPTOPS), heard, leases, now)
-        for name in [name for name in hosts if HOST.fullmatch(name)][:MOST_HOSTS]:
-            host = hosts[name]
-            for each in STATES:
-                state.add_metric([name, host["kind"], each], int(host["state"] == each))
-            if host["heard"] is not None:
-                silent.add_metric([name, host["kind"]], max(0.0, now - host["heard"]))
-            for family, value in ((battery, host["battery"]), (plugged, host["plugged"])):
-                if value is not None:
-                    family.add_metric([name], float(value))
-        yield from (state, silent, battery, plugged)
-
     def _age(self, key: str) -> float:
         text = self.client.lindex(key, -1)
         if text is None:
@@ -115,6 +99,25 @@ class Figures(Collector):
         if self.waits.get(key, (0, 0.0))[0] != hash(text):
             self.waits[key] = (hash(text), time.monotonic())
         return time.monotonic() - self.waits[key][1]
+
+
+def host_figures(hosts: dict[str, dict[str, Any]], now: float) -> Iterator[Metric]:
+    """The state of each host; a laptop that is asleep is none that is lost."""
+    labels = ["host", "kind"]
+    state = GaugeMetricFamily("muster_host_state", "1 for the state it is in", labels=[*labels, "state"])
+    silent = GaugeMetricFamily("muster_host_silent_seconds", "Since it was last heard of", labels=labels)
+    battery = GaugeMetricFamily("muster_laptop_battery_percent", "As the laptop last said", labels=["host"])
+    plugged = GaugeMetricFamily("muster_laptop_plugged", "Whether on mains, as it last said", labels=["host"])
+    for name in [name for name in hosts if HOST.fullmatch(name)][:MOST_HOSTS]:
+        host = hosts[name]
+        for each in STATES:
+            state.add_metric([name, host["kind"], each], int(host["state"] == each))
+        if host["heard"] is not None:
+            silent.add_metric([name, host["kind"]], max(0.0, now - host["heard"]))
+        for family, value in ((battery, host["battery"]), (plugged, host["plugged"])):
+            if value is not None:
+                family.add_metric([name], float(value))
+    yield from (state, silent, battery, plugged)
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from celery_app import lease
 from celery_app.config import PRIORITIES
 from celery_app.hosts import LAPTOPS, SERVERS, STATES
 from celery_app.schedule import Beat
@@ -141,6 +142,18 @@ def test_a_laptop_asleep_is_not_a_lost_one(figure: Scrape, redis_server: RedisSe
     assert figure("muster_host_state", host="many999", kind="laptop", state="lost") is None
     client.delete(LAPTOPS)
     assert figure("muster_host_state", host="gone1", kind="laptop", state="lost") is None
+
+
+def test_the_worker_of_a_laptop_that_left_is_gone_and_not_down(figure: Scrape, redis_server: RedisServer) -> None:
+    client = redis_server.client
+    now = float(client.time()[0])
+    client.hset(LAPTOPS, "laptop1", json.dumps({"state": "ready", "at": now}))
+    lease.renew(client, "laptop1/default", 30, anew=True, guest=True)
+    assert figure("muster_worker_up", worker="laptop1/default") == 1
+    lease.resign(client, "laptop1/default")
+    assert figure("muster_worker_up", worker="laptop1/default") == 0
+    client.hdel(LAPTOPS, "laptop1")
+    assert figure("muster_worker_up", worker="laptop1/default") is None
 
 
 def test_what_is_no_text_hides_nothing(figure: Scrape, redis_server: RedisServer) -> None:
