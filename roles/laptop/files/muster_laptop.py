@@ -23,11 +23,11 @@ from typing import Any
 
 SETTINGS = Path(os.environ.get("MUSTER_LAPTOP_SETTINGS", "/etc/muster/laptop/laptop.json"))
 LAPTOPS = "muster:laptops"
-POLL, REPORT = 1.5, 10.0
+POLL, REPORT = 1.0, 10.0
 # Seconds for one answer of the broker; for how long it is asked again at once after waking, and how often later.
 ANSWER, EAGER, LATER = 2.0, 60.0, 5.0
 # What runs may take so long when the host is about to sleep; how long the hook waits for all services.
-HASTE, SLEEP = 3.0, 4.5
+HASTE, SLEEP = 2.5, 4.5
 # A loop that stood still for so long was away. So long after waking it may work on unseen, as the lease is still good.
 GAP, TRUST = 8.0, 3.0
 # An answer is written to said/ at least every five seconds: an older one is of a service that is gone.
@@ -37,6 +37,8 @@ NO_SLEEP = 120.0
 # What was too hot must cool down by so much, in degrees; a battery that was too low must gain so much, in percent.
 COOLER, FULLER = 5.0, 5
 NEVER = float("inf")
+# Minutes of a year: an owner who wants a longer pause says `pause` alone.
+LONGEST = 525_600
 
 
 # What is seen of the laptop. Everything is read below `root`, which tests replace.
@@ -557,7 +559,7 @@ class Agent:
     def pause(self, words: list[str]) -> str:
         try:
             minutes = float(words[0]) if words else NEVER
-            if not (minutes > 0) or len(words) > 1:
+            if not (0 < minutes <= LONGEST or minutes == NEVER) or len(words) > 1:
                 raise ValueError
         except ValueError:
             return "error: say pause, or pause MINUTES as in pause 90"
