@@ -11,6 +11,7 @@ from muster import celery_sizing, celery_times, inventory, ports, sizing
 from muster.celery_schedule import schedule_mistakes, zone_exists
 from muster.errors import MusterError
 from muster.known import CONNECTION, Known
+from muster.laptop_hours import parse_hours
 from muster.problems import COMMAND_LINE, INVENTORY, Problem, meant
 
 SECRET = re.compile(r"_(token|password|passphrase|secret)$")
@@ -67,6 +68,7 @@ def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list
         *_celery_workers(inv),
         *_times(inv),
         *_schedules(inv),
+        *_laptops(inv),
         *_secrets(inv),
     ]
     if validate:
@@ -372,6 +374,33 @@ def _schedules(inv: Inventory) -> Iterator[Problem]:
         zone = inventory.value(variables, "celery_timezone", "UTC")
         if not zone_exists(zone):
             yield Problem(host, f"celery_timezone {zone!r} is unknown", "name it like Europe/Berlin")
+
+
+# What a laptop's numbers may be, and what they are.
+LAPTOP_NUMBERS = {
+    "laptop_min_battery": (0, 100, "percent"),
+    "laptop_max_temperature": (40, 120, "degrees Celsius"),
+    "laptop_grace": (0, 600, "seconds"),
+    "laptop_clock_tolerance": (1, 300, "seconds"),
+}
+
+
+def _laptops(inv: Inventory) -> Iterator[Problem]:
+    """What its agent could not obey."""
+    for host in inv.in_this_run("laptop"):
+        variables = inv.hostvars[host]
+        try:
+            parse_hours(inventory.value(variables, "laptop_hours"), host=host)
+        except MusterError as error:
+            yield Problem.of(error)
+        for name, (least, most, unit) in LAPTOP_NUMBERS.items():
+            given = inventory.value(variables, name, least)
+            try:
+                good = least <= float(given) <= most
+            except (TypeError, ValueError):
+                good = False
+            if not good:
+                yield Problem(host, f"{name} is {given!r}", f"give {unit} from {least} to {most}")
 
 
 def _secrets(inv: Inventory) -> Iterator[Problem]:
