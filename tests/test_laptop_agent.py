@@ -490,3 +490,16 @@ def test_it_is_python_of_old_and_nothing_else() -> None:
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert modules <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(("logind", "called"), [("b true", ["sleep"]), ("b false", []), ("", [])])
+def test_networkmanager_calls_it_only_when_the_laptop_falls_asleep(
+    tmp_path: Path, logind: str, called: list[str]
+) -> None:
+    for name, text in {"busctl": f"echo {logind}", "muster-laptop": f"echo $@ >>{tmp_path}/called"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", str(SCRIPT.parent / "nm-pre-down"), "wlan0", "pre-down"], env=environment, check=True)
+    found = tmp_path / "called"
+    assert (found.read_text().split() if found.exists() else []) == called
