@@ -16,8 +16,9 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 try:
-    from muster import celery_sizing, celery_times, inventory, laptop_hours, preflight, sizing, treehash
+    from muster import celery_sizing, celery_times, inventory, laptop_hours, laptops, preflight, sizing, treehash
     from muster.errors import MusterError
+    from muster.known import CONNECTION, known
 except ImportError as error:
     raise AnsibleFilterError(
         f"The muster package cannot be imported ({error}). Fix: run `make venv`, or `pip install -e .` in {_ROOT}."
@@ -31,6 +32,20 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except MusterError as error:
             raise AnsibleFilterError(str(error)) from None
+
+    return call
+
+
+def _judged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Arguments of a playbook: the line about what is wrong with them is the result's `problem`."""
+
+    def call(given: Any, hostvars: Any, groups: Any, sources: Any) -> Any:
+        names = known().names | CONNECTION
+        try:
+            found = function(given, preflight.extra_names(), names, hostvars, groups, sources)
+        except MusterError as error:
+            return {"problem": str(error)}
+        return {**found, "problem": ""}
 
     return call
 
@@ -55,6 +70,8 @@ class FilterModule:
             "muster_celery_visibility": _plain(_visibility),
             "muster_laptop_hours": _plain(laptop_hours.parse_hours),
             "muster_memory": _plain(sizing.parse_memory),
+            "muster_add_laptop": _judged(laptops.add),
+            "muster_remove_laptop": _judged(laptops.remove),
             "muster_tree_hash": _plain(treehash.tree_hash),
             "muster_tree_archive": _plain(treehash.tree_archive),
             "muster_inventory_problems": _plain(preflight.inventory_problems),

@@ -1,0 +1,244 @@
+#!/usr/bin/python
+"""Write down what a host had before we came, so that all of it, and nothing else, is there when we have gone."""
+
+from __future__ import annotations
+
+import base64
+import grp
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: host_record
+short_description: Remembers on a host what was there before it was set up
+description:
+  - The first call with O(state=before) writes the record; a later one leaves it alone.
+  - O(state=after) adds what has come since, packages and groups, unless that is known already.
+  - O(state=undo) brings all of that back, removes what is new, and the record with it. On a host without a record
+    only those of C(paths) go that nobody else can have made, and packages stay.
+options:
+  path: {description: The record's file., type: path, required: true}
+  state: {description: What to do., type: str, choices: [before, after, undo], required: true}
+  paths: {description: Files and directories that may be written., type: list, elements: path, default: []}
+  units: {description: Units that may be started., type: list, elements: str, default: []}
+"""
+
+RETURN = r"""
+kept: {description: "What was not undone, for people.", type: list}
+gone: {description: What was removed., type: list}
+"""
+
+EXAMPLES = r"""
+- name: What is there is written down
+  host_record: {path: /etc/muster/before.json, state: before, paths: [/etc/docker], units: [docker.service]}
+"""
+
+# The chain that role ufw makes: whoever has it has our rules.
+MARK = "muster-published"
+
+
+def packages() -> list[str]:
+    """Every package that is installed, or has left its configuration."""
+    form = "${db:Status-Status} ${binary:Package}\n"
+    out = subprocess.run(["dpkg-query", "--show", "--showformat", form], capture_output=True, text=True, check=True)
+    return sorted(line.split()[1] for line in out.stdout.splitlines() if line.split()[0] != "not-installed")
+
+
+def one(name: str) -> dict[str, Any]:
+    """What is at a path: nothing, a directory, a link or a file with its content."""
+    path = Path(name)
+    if path.is_symlink():
+        return {"path": name, "kind": "link", "target": str(path.readlink())}
+    if not path.exists():
+        return {"path": name, "kind": "absent"}
+    seen = path.stat()
+    found = {"path": name, "mode": f"{seen.st_mode & 0o7777:04o}", "owner": seen.st_uid, "group": seen.st_gid}
+    if path.is_dir():
+        return {**found, "kind": "directory"}
+    return {**found, "kind": "file", "content": base64.b64encode(path.read_bytes()).decode()}
+
+
+def unit(name: str) -> dict[str, Any]:
+    """Whether it starts with the host, and whether it runs."""
+
+    def says(verb: str) -> str:
+        return subprocess.run(["systemctl", verb, name], capture_output=True, text=True, check=False).stdout.strip()
+
+    return {"name": name, "enabled": says("is-enabled") == "enabled", "active": says("is-active") == "active"}
+
+
+class Undo:
+    """Everything back, one thing after another; what is as it was is left alone."""
+
+    def __init__(self, module: AnsibleModule, record: dict[str, Any]) -> None:
+        self.module, self.record = module, record
+        self.gone: list[str] = []
+        self.kept: list[str] = []
+
+    def call(self, *command: str, check: bool = False) -> str:
+        if self.module.check_mode:
+            return ""
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if check and done.returncode:
+            said = " ".join((done.stdout + done.stderr).split())[-1500:]
+            self.module.fail_json(
+                msg=f"{' '.join(command[:3])}: {said}. Correct that and run this again", gone=self.gone
+            )
+        return done.stdout
+
+    def has(self, program: str) -> bool:
+        return self.module.get_bin_path(program) is not None
+
+    def firewall(self) -> None:
+        """The rules leave the kernel while there is a program that can take them out."""
+        if self.has("ufw") and "ENABLED=yes" in text("/etc/ufw/ufw.conf") and MARK in text("/etc/ufw/after.rules"):
+            self.call("ufw", "--force", "disable", check=True)
+            self.gone.append("the firewall's rules")
+        for program in ("iptables", "ip6tables"):
+            if self.has(program) and MARK in self.call(program, "-S"):
+                self.call(program, "-F", "DOCKER-USER")
+                self.call(program, "-A", "DOCKER-USER", "-j", "RETURN")
+                self.call(program, "-F", MARK)
+                self.call(program, "-X", MARK)
+
+    def packages(self) -> None:
+        ours = sorted(set(self.record.get("installed", [])) & set(packages()))
+        if ours:
+            self.call("systemctl", "stop", "docker.socket", "docker.service", "containerd.service")
+            self.call("apt-get", "purge", "--yes", *ours, check=True)
+            self.gone += ours
+
+    def path(self, was: dict[str, Any]) -> None:
+        now, path = one(was["path"]), Path(was["path"])
+        if now == was or was["kind"] == "directory" == now["kind"]:
+            return
+        self.gone.append(was["path"])
+        if self.module.check_mode:
+            return
+        if was["kind"] in ("absent", "link"):
+            remove(path)
+        if was["kind"] == "link":
+            path.symlink_to(was["target"])
+        if was["kind"] == "directory":
+            path.mkdir(parents=True, exist_ok=True)
+        if was["kind"] == "file":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(was["content"]))
+        if was["kind"] in ("directory", "file"):
+            os.chown(path, was["owner"], was["group"])
+            path.chmod(int(was["mode"], 8))
+
+    def names(self) -> None:
+        users = {entry.pw_name for entry in pwd.getpwall()} & set(self.record.get("new_users", []))
+        for name in sorted(users):
+            self.call("userdel", name, check=True)
+        groups = {entry.gr_name for entry in grp.getgrall()} & set(self.record.get("new_groups", []))
+        for name in sorted(groups - users):
+            self.call("groupdel", name, check=True)
+        self.gone += sorted(users | groups)
+
+    def units(self) -> None:
+        """What was there already runs again as it did, with its own settings."""
+        self.call("systemctl", "daemon-reload")
+        for was in self.record.get("units", []):
+            now = unit(was["name"])
+            if not self.call("systemctl", "cat", was["name"]):
+                continue
+            if now["enabled"] != was["enabled"]:
+                self.call("systemctl", "enable" if was["enabled"] else "disable", was["name"])
+            if was["active"]:
+                self.call("systemctl", "restart" if self.gone else "start", was["name"])
+            elif now["active"]:
+                self.call("systemctl", "stop", was["name"])
+        if self.has("ufw") and any(
+            was["name"] == "ufw.service" and was["active"] for was in self.record.get("units", [])
+        ):
+            self.call("ufw", "--force", "enable" if "ENABLED=yes" in text("/etc/ufw/ufw.conf") else "disable")
+
+    def run(self) -> None:
+        self.firewall()
+        self.packages()
+        if self.record and "installed" not in self.record:
+            self.kept.append("packages: it was never enrolled to the end, so nobody knows which are ours")
+        if not self.record and any(Path(path).exists() for path in self.module.params["paths"]):
+            self.kept.append("packages, Docker's and UFW's settings: nobody wrote down what was there before")
+        # Those inside others last: what is gone with its folder is gone.
+        was = self.record.get("paths") or [{"path": path, "kind": "absent"} for path in self.module.params["paths"]]
+        record = self.module.params["path"]
+        for entry in sorted(was, key=lambda entry: (record.startswith(entry["path"]), entry["path"])):
+            self.path(entry)
+        self.names()
+        self.units()
+        if Path(record).exists() and not self.module.check_mode:
+            Path(record).unlink()
+
+
+def text(path: str) -> str:
+    """A file's text; empty when there is none."""
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def remove(path: Path) -> None:
+    """Whatever it is. A directory that is a mount of its own stays, empty."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_mount():
+        for inner in path.iterdir():
+            remove(inner)
+    elif path.is_dir():
+        shutil.rmtree(path)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "state": {"type": "str", "choices": ["before", "after", "undo"], "required": True},
+            "paths": {"type": "list", "elements": "path", "default": []},
+            "units": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    params, file = module.params, Path(module.params["path"])
+    record: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    old = dict(record)
+    if params["state"] == "before" and not record:
+        record = {
+            "packages": packages(),
+            "groups": sorted(entry.gr_name for entry in grp.getgrall()),
+            "users": sorted(entry.pw_name for entry in pwd.getpwall()),
+            "paths": [one(path) for path in params["paths"]],
+            "units": [unit(name) for name in params["units"]],
+        }
+    if params["state"] == "after" and record and "installed" not in record:
+        record["installed"] = sorted(set(packages()) - set(record.pop("packages")))
+        record["new_groups"] = sorted({entry.gr_name for entry in grp.getgrall()} - set(record.pop("groups")))
+        record["new_users"] = sorted({entry.pw_name for entry in pwd.getpwall()} - set(record.pop("users")))
+    if record != old and not module.check_mode:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # What files held may be secret.
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        with os.fdopen(handle, "w") as out:
+            json.dump(record, out)
+        Path(temporary).replace(file)
+    if params["state"] == "undo":
+        undo = Undo(module, record)
+        undo.run()
+        module.exit_json(changed=bool(undo.gone), gone=undo.gone, kept=undo.kept)
+    module.exit_json(changed=record != old, gone=[], kept=[])
+
+
+if __name__ == "__main__":
+    main()
