@@ -242,7 +242,7 @@ def ray_call(
     guest = (label_selector or {}).get("class") == guests.LAPTOP
     home = guests.at_home(retries=3 if retryable else 0, **{"num_cpus": 1, **options})
     if label_selector is not None and not guest:
-        home["label_selector"] = dict(label_selector)
+        home["label_selector"] = {**guests.AT_HOME, **label_selector}
     deadline = time.monotonic() + timeout
     attempt = 0
     while True:

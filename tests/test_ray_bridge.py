@@ -179,6 +179,39 @@ def test_a_task_without_the_options_is_told(app: Celery) -> None:
         plain.apply(throw=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "selector"),
+    [
+        ({}, {"class": "!laptop", "node": "!head"}),
+        ({"label_selector": {}}, {"class": "!laptop"}),
+        ({"label_selector": {"node": "worker-2"}}, {"class": "!laptop", "node": "worker-2"}),
+        ({"label_selector": {"class": "laptop"}}, {"class": "laptop"}),
+        ({"label_selector": {"class": "laptop"}, "restarts": 0}, None),
+    ],
+)
+def test_a_job_runs_on_a_laptop_only_when_that_is_said_and_it_may_start_again(
+    app: Celery, api: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], selector: dict[str, str] | None
+) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    @app.task(name="t.job", **ray_bridge.RAY_JOB)
+    def job(self: Any) -> Any:
+        return ray_bridge.ray_job("true", client=api, **options)
+
+    def submit(body: dict[str, Any]) -> None:
+        bodies.append(body)
+        api.jobs[body["submission_id"]] = {"status": "SUCCEEDED", "metadata": {}}
+
+    monkeypatch.setattr(api, "submit", submit)
+    if selector is None:
+        with pytest.raises(ValueError, match="restarts above 0"):
+            job.apply(throw=True)
+        assert not bodies
+    else:
+        job.apply(throw=True)
+        assert [body["entrypoint_label_selector"] for body in bodies] == [selector]
+
+
 def test_stopping_outlives_an_absent_head_and_a_job_that_only_now_starts(
     api: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,8 @@ class Actor:
     def where(self):
         return where(0)
 actors = [Actor.remote() for _ in range(4)]
+# It could run on the laptop alone, and waits rather than that.
+barred = remote.options(**guests.at_home(num_cpus=0, resources={"laptop": 1})).remote(0)
 say(
     tasks=many(),
     retried=many(max_retries=5),
@@ -112,10 +114,12 @@ say(
     actors=Counter(ray.get([actor.where.remote() for actor in actors])),
     ours=many(**guests.at_home(num_cpus=0, scheduling_strategy="SPREAD")),
     marked=many(**guests.on_laptop()),
+    barred=len(ray.wait([barred], timeout=5)[0]),
 )
 """,
     )
     assert found.pop("marked") == {"laptop": 12}
+    assert found.pop("barred") == 0
     assert set(found) == {"tasks", "retried", "spread", "actors", "ours"}
     for what, where in found.items():
         assert set(where) == {"server"}, (what, where)
@@ -148,7 +152,11 @@ def test_a_laptop_leaves_in_the_middle_and_nothing_is_missing(site: Site, beside
 
     asked = {"retryable": True, "label_selector": {"class": "laptop"}}
     assert call(**asked) == "laptop"
-    assert {call(num_cpus=0) for _ in range(8)} == {"server"}
+    assert call(num_cpus=0) == "server"
+    # That could run on the laptop alone, and nobody said that it bears repetition.
+    for selector in ({}, {"retryable": True}):
+        with pytest.raises(Exception, match="longer than 4 s"):
+            call(num_cpus=0, resources={"laptop": 1}, timeout=4, **selector)
     assert call(retryable=True) == "server"
     # Ten parts on two places each; the laptop is gone while it has two.
     code = """
