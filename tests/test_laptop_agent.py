@@ -85,9 +85,10 @@ def test_without_a_plug_to_see_the_battery_tells(put: Put, status: str, plugged:
     assert agent.read_power(put()) == (70, plugged)
 
 
-def test_a_battery_that_says_nonsense_says_nothing(put: Put) -> None:
+def test_what_says_nonsense_says_nothing(put: Put) -> None:
     supply(put, "BAT0", "Battery", capacity="", status="Full")
-    assert agent.read_power(put())[0] is None
+    supply(put, "AC", "Mains", online="")
+    assert agent.read_power(put()) == (None, None)
 
 
 def test_the_processors_temperature_goes_before_others(put: Put) -> None:

@@ -81,7 +81,8 @@ def read_power(root: Path) -> tuple[int | None, bool | None]:
             charge += [] if percent is None else [percent]
             draining = draining or read(supply / "status") == "Discharging"
         elif kind in ("Mains", "USB", "Wireless"):
-            plugs.append(read(supply / "online") not in ("0", ""))
+            online = read(supply / "online")
+            plugs += [online != "0"] if online else []
     battery = sum(charge) // len(charge) if charge else None
     if plugs:
         return battery, any(plugs)
