@@ -1,7 +1,7 @@
 """Measure the cluster that `make up` made and keep the figures: bench/figures.json, printed as a table.
 
 `python bench/run.py` measures everything that exists; name some (`rerun scale code hello memory overhead tls
-celery`) for less. Times are of this machine and this hour: the ratios in the last column are what to compare.
+celery laptops`) for less. Times are of this machine and this hour: the ratios in the last column are what to compare.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "bench/figures.json"
@@ -205,8 +206,72 @@ def celery() -> Figure:
     return {"bursts": bursts, "idle": idle}
 
 
+def cluster() -> dict[str, Any]:
+    """Queues, workers and hosts as the broker knows them."""
+    command = ("docker", "exec", "celery_metrics-metrics-1", "python3", "-m", "celery_app.status")
+    found: dict[str, Any] = json.loads(on("head", *command))
+    return found
+
+
+def works(laptop: str) -> bool:
+    """Whether its worker has a lease and its agent says that it is ready."""
+    now = cluster()
+    leases = [worker["lease"] or 0 for name, worker in now["workers"].items() if name.startswith(f"{laptop}/")]
+    return any(lease > 0 for lease in leases) and now["hosts"].get(laptop, {}).get("state") == "ready"
+
+
+def seconds_until(laptop: str, since: float) -> float:
+    while not works(laptop):
+        if time.perf_counter() - since > 300:
+            raise SystemExit(f"{laptop} does not work after 300 s")
+        time.sleep(0.2)
+    return round(time.perf_counter() - since, 1)
+
+
+def memory_of(laptop: str) -> dict[str, str]:
+    """What the worker's container and the agent use."""
+    stats = on(laptop, "docker", "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}").splitlines()
+    figures = {name: used for name, used, *_ in map(str.split, stats)}
+    pid = on(laptop, "systemctl", "show", "--value", "-p", "MainPID", "muster-laptop").strip()
+    rss = re.search(r"^VmRSS:\s+(\d+) kB", on(laptop, "cat", f"/proc/{pid}/status"), re.MULTILINE)
+    assert rss
+    return figures | {"agent": f"{int(rss[1]) / 1024:.1f}MiB"}
+
+
+def laptops() -> Figure:
+    """Spare hosts join one after another, one sleeps 40 s and wakes, all leave (start it with LAB_SPARES=8)."""
+    spares = inventory().get("outside", [])
+    if not spares:
+        raise SystemExit("the lab has no spare hosts: make hosts LAB_SPARES=8")
+    joined, runs = {}, {}
+    for host in spares:
+        begin = time.perf_counter()
+        runs[host] = round(play("add-laptop.yml", "-e", f"host={host}")[0], 1)
+        joined[host] = seconds_until(host, begin)
+    first = spares[0]
+    seconds, changed, _ = play("add-laptop.yml", "-e", f"host={first}")
+    used = memory_of(first)
+    subprocess.run(["docker", "pause", f"lab-{first}"], check=True, capture_output=True)
+    time.sleep(40)
+    subprocess.run(["docker", "unpause", f"lab-{first}"], check=True, capture_output=True)
+    woken = seconds_until(first, time.perf_counter())
+    left = {host: round(play("remove-laptop.yml", "-e", f"host={host}")[0], 1) for host in spares}
+    figures: Figure = {
+        "seconds until it works": joined,
+        "seconds of the run": runs,
+        "seconds again": round(seconds, 1),
+        "changed again": changed,
+        "seconds until it works after 40 s of sleep": woken,
+        "memory": used,
+        "seconds to leave": left,
+    }
+    if len(spares) > 7:
+        figures["8th against 2nd"] = round(joined[spares[7]] / joined[spares[1]], 2)
+    return figures
+
+
 MEASURES: dict[str, Callable[[], Figure]] = {
-    measure.__name__: measure for measure in (rerun, scale, code, hello, memory, overhead, tls, celery)
+    measure.__name__: measure for measure in (rerun, scale, code, hello, memory, overhead, tls, celery, laptops)
 }
 
 
