@@ -32,6 +32,7 @@ class Lab:
 
     def __init__(self, name: str, head: str = "head") -> None:
         self.name, self.head = name, head
+        self.frozen: dict[str, list[str]] = {}
         inventories = ("inventory/lab/groups.yml", f"molecule/{name}/inventory/hosts.yml")
         self.inventory = [part for path in inventories for part in ("-i", path)]
         self.environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), MOLECULE_SCENARIO_NAME=name)
@@ -98,6 +99,28 @@ class Lab:
         # 0 while Docker starts it again.
         pid = until(30, f"{container} runs", lambda: self.on(host, *inspect).strip().lstrip("0"))
         self.on(host, "kill", "-9", pid)
+
+    def freeze(self, host: str) -> None:
+        """A host stands still with all that runs in it, as one that sleeps.
+
+        With version 1 of cgroups its containers are beside it and not below it: `docker pause` leaves them running.
+        """
+        self.frozen[host] = self.on(host, "docker", "ps", "--quiet", "--no-trunc").split()
+        subprocess.run(["docker", "pause", f"{self.name}-{host}"], check=True, capture_output=True)
+        self._freezer(host, "FROZEN")
+
+    def thaw(self, host: str) -> None:
+        """It goes on where it stood."""
+        self._freezer(host, "THAWED")
+        subprocess.run(["docker", "unpause", f"{self.name}-{host}"], check=True, capture_output=True)
+
+    def _freezer(self, host: str, state: str) -> None:
+        # The head sees the groups of all, as every host does.
+        assert host != self.head
+        script = (
+            f'for id; do f=/sys/fs/cgroup/freezer/docker/$id/freezer.state; [ ! -e "$f" ] || echo {state} >"$f"; done'
+        )
+        self.on(self.head, "sh", "-c", script, "sh", *self.frozen[host])
 
     def play(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ansible-playbook against this scenario's hosts."""
