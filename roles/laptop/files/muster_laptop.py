@@ -677,7 +677,7 @@ def main(words: list[str]) -> int:
     try:
         if words == ["run"]:
             Agent(settings).serve()
-        elif words == ["sleep"]:
+        elif words == ["sleep"] and os.geteuid() == 0:
             go_to_sleep(settings)
         else:
             answer = say(settings, *words)
