@@ -8,6 +8,8 @@ import grp
 import json
 import os
 import pwd
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -43,6 +45,7 @@ EXAMPLES = r"""
 
 # The chain that role ufw makes: whoever has it has our rules.
 MARK = "muster-published"
+TABLES = [(program, table) for program in ("iptables", "ip6tables") for table in ("filter", "nat")]
 
 
 def packages() -> list[str]:
@@ -50,6 +53,14 @@ def packages() -> list[str]:
     form = "${db:Status-Status} ${binary:Package}\n"
     out = subprocess.run(["dpkg-query", "--show", "--showformat", form], capture_output=True, text=True, check=True)
     return sorted(line.split()[1] for line in out.stdout.splitlines() if line.split()[0] != "not-installed")
+
+
+def rules(program: str, table: str) -> list[str]:
+    """What the kernel's firewall has; nothing where there is no such program."""
+    if not shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"):
+        return []
+    done = subprocess.run([program, "-t", table, "-S"], capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()
 
 
 def one(name: str) -> dict[str, Any]:
@@ -95,31 +106,42 @@ class Undo:
             )
         return done.stdout
 
-    def has(self, program: str) -> bool:
-        return self.module.get_bin_path(program) is not None
+    def was_active(self, name: str) -> bool:
+        return any(was["name"] == name and was["active"] for was in self.record.get("units", []))
 
-    def firewall(self) -> None:
-        """The rules leave the kernel while there is a program that can take them out."""
-        if self.has("ufw") and "ENABLED=yes" in text("/etc/ufw/ufw.conf") and MARK in text("/etc/ufw/after.rules"):
+    def stop(self) -> None:
+        """The rules leave the kernel while there are the programs that can take them out."""
+        if self.module.get_bin_path("ufw") and MARK in text("/etc/ufw/after.rules"):
             self.call("ufw", "--force", "disable", check=True)
             self.gone.append("the firewall's rules")
-        for program in ("iptables", "ip6tables"):
-            if self.has(program) and MARK in self.call(program, "-S"):
+        ours, links = r"(ufw6?-|muster-)", ""
+        if self.record and not self.was_active("docker.service"):
+            self.call("systemctl", "stop", "docker.socket", "docker.service", "containerd.service")
+            self.call("ip", "link", "delete", "docker0")
+            ours, links = r"(ufw6?-|muster-|DOCKER)", r"|-[io] docker0\b"
+        mine = re.compile(rf"-[ANj] {ours}{links}")
+        for program, table, before in self.record.get("rules", []):
+            now = rules(program, table)
+            new = [shlex.split(line) for line in now if line not in before and mine.search(line)]
+            for words in [words for words in new if words[0] == "-A"]:
+                self.call(program, "-t", table, "-D", *words[1:])
+            for verb in ("-F", "-X"):
+                for words in [words for words in new if words[0] == "-N"]:
+                    self.call(program, "-t", table, verb, words[1])
+        if self.record and self.was_active("docker.service"):
+            for program in ("iptables", "ip6tables"):
                 self.call(program, "-F", "DOCKER-USER")
                 self.call(program, "-A", "DOCKER-USER", "-j", "RETURN")
-                self.call(program, "-F", MARK)
-                self.call(program, "-X", MARK)
 
     def packages(self) -> None:
         ours = sorted(set(self.record.get("installed", [])) & set(packages()))
         if ours:
-            self.call("systemctl", "stop", "docker.socket", "docker.service", "containerd.service")
             self.call("apt-get", "purge", "--yes", *ours, check=True)
             self.gone += ours
 
     def path(self, was: dict[str, Any]) -> None:
         now, path = one(was["path"]), Path(was["path"])
-        if now == was or was["kind"] == "directory" == now["kind"]:
+        if now == was:
             return
         self.gone.append(was["path"])
         if self.module.check_mode:
@@ -159,13 +181,11 @@ class Undo:
                 self.call("systemctl", "restart" if self.gone else "start", was["name"])
             elif now["active"]:
                 self.call("systemctl", "stop", was["name"])
-        if self.has("ufw") and any(
-            was["name"] == "ufw.service" and was["active"] for was in self.record.get("units", [])
-        ):
-            self.call("ufw", "--force", "enable" if "ENABLED=yes" in text("/etc/ufw/ufw.conf") else "disable")
+        if self.module.get_bin_path("ufw") and "ENABLED=yes" in text("/etc/ufw/ufw.conf"):
+            self.call("ufw", "--force", "enable")
 
     def run(self) -> None:
-        self.firewall()
+        self.stop()
         self.packages()
         if self.record and "installed" not in self.record:
             self.kept.append("packages: it was never enrolled to the end, so nobody knows which are ours")
@@ -221,6 +241,7 @@ def main() -> None:
             "users": sorted(entry.pw_name for entry in pwd.getpwall()),
             "paths": [one(path) for path in params["paths"]],
             "units": [unit(name) for name in params["units"]],
+            "rules": [(*where, rules(*where)) for where in TABLES],
         }
     if params["state"] == "after" and record and "installed" not in record:
         record["installed"] = sorted(set(packages()) - set(record.pop("packages")))

@@ -235,13 +235,35 @@ def test_a_rule_that_leaves_the_inventory_leaves_the_host() -> None:
         assert ("8443/tcp" in LAB.on("server2", "ufw", "status")) == expected
 
 
-def test_a_sleeping_laptop_stops_nothing() -> None:
+def preflight_seconds() -> float:
+    """How long a run takes to find out who is there."""
+    start = time.monotonic()
+    run = LAB.play("playbooks/preflight.yml")
+    assert run.returncode == 0, run.stdout[-4000:]
+    return time.monotonic() - start
+
+
+def test_a_sleeping_laptop_stops_nothing_and_is_brought_up_to_date_when_it_is_back() -> None:
+    release = ("readlink", "/opt/muster/code/current")
+    old, awake = LAB.on("laptop1", *release), preflight_seconds()
+    (ROOT / ".lab/cluster_code/drill/while_it_slept.py").write_text(f"# {time.time()}\n")
     subprocess.run(["docker", "pause", "cluster-laptop1"], check=True, capture_output=True)
     try:
+        asleep = preflight_seconds()
+        print(f"a laptop that sleeps costs a run {asleep - awake:.1f} s")
+        assert asleep < awake + 5
         run = LAB.play("site.yml", "--skip-tags", "smoke")
         assert run.returncode == 0, run.stdout[-4000:]
+        assert "laptop1: away" in run.stdout
+        new = LAB.on("server1", *release)
+        assert new != old
     finally:
         subprocess.run(["docker", "unpause", "cluster-laptop1"], check=True, capture_output=True)
+    assert LAB.on("laptop1", *release) == old
+    run = LAB.play("site.yml", "--skip-tags", "smoke")
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert LAB.on("laptop1", *release) == new
+    assert [host for host, count in changed(run.stdout).items() if count] == ["laptop1"], run.stdout[-4000:]
 
 
 def test_a_power_cut_of_the_head_host_heals_by_itself() -> None:

@@ -1,0 +1,223 @@
+"""A laptop joins and leaves: it works at once, others do not notice, and it has afterwards what it had before."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+from celery_lab import REDIS, ROOT, SECRETS, Broker, secret
+from ray_lab import Lab, until
+
+LAB = Lab("add_laptop")
+# Playbooks write laptops.yml into the inventory's folder, so they are given that, as an operator does.
+LAB.inventory = [
+    part
+    for path in ("inventory/lab/groups.yml", "inventory/lab/machine.py", "molecule/add_laptop/inventory")
+    for part in ("-i", path)
+]
+BROKER = Broker(LAB)
+FILE = ROOT / "molecule/add_laptop/inventory/laptops.yml"
+LAPTOPS = {"anna": "172.30.83.101", "bert": "172.30.83.102"}
+SERVERS = {"head": ("default",), "server1": ("default",)}
+WORKER = ("default-data",)
+INSIDE = "celery_worker-default-1"
+
+# What changes by itself, or by anything that is installed and removed: caches, logs, and files that say when.
+VOLATILE = (
+    r"^/var/lib/(apt|dpkg|systemd|private|ucf|dbus|docker/|containerd/|pam|polkit-1)",
+    r"^/(etc/(mtab|ld.so.cache|resolv.conf|machine-id|\.pwd\.lock|(passwd|group|shadow|gshadow|subuid|subgid)-?$))",
+    r"__pycache__|\.pyc$",
+    r"^/etc/ssl/certs|^/usr/share/(doc|man|info|locale|bash-completion|lintian|mime)",
+)
+LOOK = r"""
+dpkg-query -W -f 'package ${db:Status-Status} ${binary:Package}\n' | grep -v 'not-installed'
+getent passwd | sed 's/^/user /'; getent group | sed 's/^/group /'
+find /etc /usr /opt /var/lib -xdev -printf 'file %y %m %u %g %p %l\n'
+find /etc -xdev -type f ! -name '*-' -exec sha256sum {} + | sed 's/^/content /'
+for p in iptables ip6tables; do command -v $p >/dev/null && $p -S | sed "s/^/$p /"; done
+systemctl list-unit-files --no-legend | awk '{print "unit", $1, $2}'
+for u in docker.service docker.socket containerd.service ufw.service muster-laptop.service; do
+  echo "state $u $(systemctl is-active $u) $(systemctl is-enabled $u 2>/dev/null)"
+done
+"""
+
+
+def look(host: str) -> set[str]:
+    """All that a laptop's owner could miss or find too much."""
+    found = set()
+    for line in LAB.on(host, "sh", "-c", LOOK).splitlines():
+        kind, _, rest = line.partition(" ")
+        path = rest.partition(" /")[2].partition(" ")[0] if kind in ("file", "content") else ""
+        if not (path and any(re.search(pattern, f"/{path}") for pattern in VOLATILE)):
+            found.add(line.strip())
+    return found
+
+
+@pytest.fixture(scope="module")
+def before() -> dict[str, set[str]]:
+    """Taken before the first test adds anybody; a run on kept hosts goes on with what was seen then."""
+    kept = ROOT / ".lab/add_laptop_before.json"
+    if not FILE.exists():
+        kept.write_text(json.dumps({host: sorted(look(host)) for host in LAPTOPS}))
+    return {host: set(lines) for host, lines in json.loads(kept.read_text()).items()}
+
+
+def play(name: str, **arguments: str) -> subprocess.CompletedProcess[str]:
+    return LAB.play(name, *(part for word, value in arguments.items() for part in ("-e", f"{word}={value}")))
+
+
+def good(run: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """What a run that went well has changed, by host."""
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    found = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=0\s+failed=0", run.stdout, re.M)
+    return {host: int(count) for host, count in found}
+
+
+def python(code: str) -> str:
+    said = LAB.inside("head", INSIDE, "timeout", "90", "python3", "-", stdin=f"from celery_app import app\n{code}\n")
+    return said.strip().splitlines()[-1] if said.strip() else ""
+
+
+def done_by_a_laptop() -> bool:
+    """Nobody else takes from this queue."""
+    return python("print(app.send_task('probe.version', queue='data').get(timeout=60))") == "1"
+
+
+def workers(*laptops: str) -> dict[str, Any]:
+    return {**SERVERS, **dict.fromkeys(laptops, WORKER)}
+
+
+def redis() -> str:
+    """Changes when the broker's container or process does."""
+    return LAB.on("head", "docker", "inspect", "-f", "{{.Id}} {{.State.StartedAt}}", REDIS)
+
+
+@contextmanager
+def asleep(host: str) -> Iterator[None]:
+    subprocess.run(["docker", "pause", f"add_laptop-{host}"], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["docker", "unpause", f"add_laptop-{host}"], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, ["no host is given", "-e host=10.0.0.85"]),
+        ({"host": "172.30.83.101", "memroy": "2G"}, ["memroy is unknown", "write memory"]),
+        ({"host": "172.30.83.11"}, ["server1 is a server", "give a laptop's address"]),
+        ({"host": "172.30.83.250"}, ["does not answer at 172.30.83.250", "start the machine, or correct ansible_host"]),
+        ({"host": "172.30.83.101", "user": "stranger"}, ["refuses the login", "correct ansible_user or the key"]),
+        ({"host": "172.30.83.101", "ray": "true", "memory": "900G"}, ["anna: 1 workers ask for 900.0G", "lower"]),
+    ],
+    ids=["nobody", "misspelt", "server", "silent", "stranger", "too much"],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(
+    before: dict[str, set[str]], arguments: dict[str, str], words: list[str]
+) -> None:
+    run = play("add-laptop.yml", **arguments)
+    assert run.returncode != 0
+    said = " ".join(run.stdout.split())
+    for word in words:
+        assert word in said, run.stdout[-3000:]
+    assert "nothing was changed" in said.lower() and not FILE.exists()
+    assert not re.search(r"changed=[1-9]", run.stdout), run.stdout[-3000:]
+
+
+@pytest.mark.parametrize("name", LAPTOPS)
+def test_a_laptop_joins_and_works(before: dict[str, set[str]], name: str) -> None:
+    broker, start = redis(), time.monotonic()
+    changed = good(play("add-laptop.yml", host=LAPTOPS[name]))
+    print(f"{name} joined after {time.monotonic() - start:.0f} s ({'Docker present' if name == 'anna' else 'plain'})")
+    assert set(changed) == {"localhost", "head", "server1", name}, "it touches no other laptop"
+    assert f"    {name}: {{ansible_host: {LAPTOPS[name]}}}\n" in FILE.read_text()
+    there = ("anna",) if name == "anna" else ("anna", "bert")
+    until(30, "its worker has a lease", lambda: BROKER.all_there(workers(*there)))
+    assert done_by_a_laptop()
+    environment = LAB.inside(name, "celery_worker-default-data-1", "env")
+    assert f"//laptop-{name}@" in environment and redis() == broker
+    assert not LAB.containers(name, "ray_worker")
+
+
+def test_its_owner_does_not_feel_it() -> None:
+    said = LAB.inside("anna", "celery_worker-default-data-1", "sh", "-c", "nice; ionice -p 1; cat /proc/[0-9]*/stat")
+    assert "idle" in said
+    priorities = {line.rpartition(") ")[2].split()[16] for line in said.splitlines() if "(python3)" in line}
+    assert priorities == {"19"}
+    (container,) = LAB.containers("anna", "celery_worker").values()
+    limits = json.loads(LAB.on("anna", "docker", "inspect", "-f", "{{json .HostConfig}}", container))
+    assert limits["CpuShares"] == 64 and limits["NanoCpus"] == 10**9 and limits["Memory"] == 512 * 2**20
+
+
+def test_again_it_changes_nothing() -> None:
+    text, broker = FILE.read_text(), redis()
+    changed = good(play("add-laptop.yml", host="anna"))
+    assert not any(changed.values()), changed
+    assert FILE.read_text() == text and redis() == broker
+
+
+def test_one_that_leaves_hands_back_and_has_what_it_had(before: dict[str, set[str]]) -> None:
+    broker = redis()
+    held = python("print(app.send_task('probe.nap', args=['left', 90], queue='data').id)")
+    until(30, "somebody is at it", lambda: BROKER.ask("app", "lrange", "probe:left", "0", "-1") == "start")
+    busy = next(name for name, worker in BROKER.status()["workers"].items() if worker["tasks"])
+    name, other = busy.partition("/")[0], {"anna": "bert", "bert": "anna"}[busy.partition("/")[0]]
+    good(play("remove-laptop.yml", host=name))
+    until(
+        60, "the other has it", lambda: BROKER.ask("app", "lrange", "probe:left", "0", "-1").split()[1:2] == ["start"]
+    )
+    assert python(f"print(app.AsyncResult({held!r}).state)") in ("STARTED", "PENDING")
+    assert BROKER.all_there(workers(other)) and redis() == broker
+    gone(name)
+    assert look(name) == before[name]
+    python(f"app.control.revoke({held!r}, terminate=True)")
+    assert not any(good(play("remove-laptop.yml", host=LAPTOPS[name])).values())
+
+
+def gone(name: str) -> None:
+    """Nobody but itself knows it any more."""
+    assert name not in FILE.read_text()
+    assert not (SECRETS / f"celery_laptop_{name}_password").exists()
+    assert not list((SECRETS / "pki/hosts").glob(f"{name}_*"))
+    assert f"laptop-{name}" not in BROKER.ask("operator", "acl", "users").split()
+    assert BROKER.ask("operator", "hget", "muster:laptops", name) == ""
+    assert name not in BROKER.ask("operator", "zrange", "muster:leases", "0", "-1")
+    for server in SERVERS:
+        assert LAPTOPS[name] not in LAB.on(server, "ufw", "status")
+
+
+def test_one_that_is_lost_is_shut_out_and_may_come_back(before: dict[str, set[str]]) -> None:
+    (name,) = [name for name in LAPTOPS if name in FILE.read_text()]
+    password, broker = secret(f"celery_laptop_{name}_password"), redis()
+    assert BROKER.ask(f"laptop-{name}", "ping", password=password) == "PONG"
+    with asleep(name):
+        refused = play("remove-laptop.yml", host=name)
+        assert refused.returncode != 0 and "add -e lost=true" in " ".join(refused.stdout.split())
+        assert name in FILE.read_text()
+        run = play("remove-laptop.yml", host=name, lost="true")
+        good(run)
+        said = " ".join(run.stdout.split())
+        assert "It was not contacted" in said and "certificate cannot be called back" in said
+        assert "token of Ray" not in said
+        gone(name)
+        assert "WRONGPASS" in BROKER.ask(f"laptop-{name}", "ping", password=password)
+        assert BROKER.all_there(SERVERS) and redis() == broker
+        assert not any(good(play("remove-laptop.yml", host=name, lost="true")).values())
+    assert "WRONGPASS" in BROKER.ask(f"laptop-{name}", "ping", password=password)
+    good(play("add-laptop.yml", host=name))
+    assert secret(f"celery_laptop_{name}_password") != password
+    until(30, "it works again", lambda: BROKER.all_there(workers(name)))
+    good(play("remove-laptop.yml", host=name))
+    gone(name)
+    assert look(name) == before[name]
