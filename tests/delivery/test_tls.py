@@ -59,7 +59,8 @@ class TlsRedis(RedisServer):
 def redis_server(tmp_path: Path, render: Callable[..., str]) -> Iterator[TlsRedis]:
     folder = tmp_path / "redis"
     folder.mkdir()
-    hostvars, _ = load_inventory([ROOT / "inventory" / "example"])
+    # Laptops have passwords of their own, made on the way.
+    hostvars, _ = load_inventory([ROOT / "inventory" / "example"], {"muster_secrets_dir": str(tmp_path / "secrets")})
     server = TlsRedis(folder, render("celery_redis", "users.acl.j2", hostvars, "server84", **PASSWORDS))
     yield server
     server.remove()

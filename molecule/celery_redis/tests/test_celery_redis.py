@@ -202,10 +202,10 @@ def test_settings_that_redis_refuses_change_nothing() -> None:
 
 def test_no_password_lies_open() -> None:
     folder = "/opt/muster/celery_redis"
-    for name in ("users.acl", "exporter_password"):
+    for name in ("live/users.acl", "exporter_password"):
         refused = LAB.on("head", "runuser", "-u", "nobody", "--", "cat", f"{folder}/{name}", check=False)
         assert "Permission denied" in refused
-    everything = LAB.on("head", "sh", "-c", f"cat {folder}/compose.yml {folder}/users.acl {folder}/redis.conf")
+    everything = LAB.on("head", "sh", "-c", f"cat {folder}/compose.yml {folder}/live/users.acl {folder}/redis.conf")
     everything += LAB.on("head", "docker", "inspect", REDIS)
     for user in ("app", "exporter", "operator"):
         assert secret(f"celery_{user}_password") not in everything
