@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from celery_app import lease
+from celery_app.hosts import LAPTOPS
 from tests.delivery.conftest import RedisServer, Worker, children, kill, until
 
 LEASE = 12
@@ -159,7 +160,7 @@ def test_a_worker_that_dies_on_a_laptop_is_counted_all_the_same(app: Any, laptop
 @pytest.mark.parametrize(("host", "blamed"), [("laptop1", 0), ("server1", 1)])
 def test_who_reaps_a_laptop_counts_no_death(redis_server: RedisServer, host: str, blamed: int) -> None:
     client, name = redis_server.client, f"{host}/default"
-    client.hset(lease.LAPTOPS, "laptop1", "{}")
+    client.hset(LAPTOPS, "laptop1", "{}")
     message = {"headers": {"id": "i"}, "properties": {"delivery_tag": "t"}}
     client.hset(f"muster:unacked:{name}", "t", json.dumps([message, "", "default"]))
     client.hset(lease.claim_key("i", 0), mapping={"tag": "t", "begun": 1})
