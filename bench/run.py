@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "molecule/shared"))
+from ray_lab import Lab  # noqa: E402
+
 FIGURES = ROOT / "bench/figures.json"
 OLD_HELLO = 0.98  # tasks/s of the deployment that Muster replaces, 20 tasks of 1,000,000 iterations
 Figure = dict[str, object]
@@ -128,15 +131,15 @@ def container(*more: str) -> list[str]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """The lab's hosts sleep: the services of a whole cluster would take turns with what is measured."""
-    hosts = subprocess.run(
-        ["docker", "ps", "--filter", "name=^lab-", "--format", "{{.Names}}"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    subprocess.run(["docker", "pause", *hosts], check=True, capture_output=True)
+    """The lab's services stand still: those of a whole cluster would take turns with what is measured."""
+    hosts = inventory()["server"] + inventory().get("laptop", [])
+    for host in hosts:
+        on(host, "sh", "-c", "docker pause $(docker ps -q)")
     try:
         yield
     finally:
-        subprocess.run(["docker", "unpause", *hosts], check=True, capture_output=True)
+        for host in hosts:
+            on(host, "sh", "-c", "docker unpause $(docker ps -q --filter status=paused)")
 
 
 def compare(one: Callable[[], dict[str, float]], other: Callable[[], dict[str, float]], rounds: int = 5) -> Figure:
@@ -251,9 +254,10 @@ def laptops() -> Figure:
     first = spares[0]
     seconds, changed, _ = play("add-laptop.yml", "-e", f"host={first}")
     used = memory_of(first)
-    subprocess.run(["docker", "pause", f"lab-{first}"], check=True, capture_output=True)
+    lab = Lab("lab")
+    lab.freeze(first)
     time.sleep(40)
-    subprocess.run(["docker", "unpause", f"lab-{first}"], check=True, capture_output=True)
+    lab.thaw(first)
     woken = seconds_until(first, time.perf_counter())
     left = {host: round(play("remove-laptop.yml", "-e", f"host={host}")[0], 1) for host in spares}
     figures: Figure = {
