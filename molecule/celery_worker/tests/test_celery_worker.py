@@ -229,7 +229,7 @@ def test_a_worker_taken_out_of_the_inventory_is_gone_and_the_others_stay() -> No
 
 def test_the_screen_says_what_waits_and_who_works_on_what() -> None:
     BROKER.ask("app", "del", "probe:shown")
-    send("nap", "shown", 15, queue="data")
+    send("nap", "shown", 60, queue="data")
     until(20, "the task runs", lambda: trace("shown") == ["start"])
     screen = play("playbooks/status.yml")
     assert "Celery: " in screen and "dead letters" in screen
