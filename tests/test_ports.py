@@ -236,3 +236,12 @@ def test_the_rules_of_a_host_begin_with_ssh_and_end_with_the_operators_own() -> 
 def test_an_address_that_is_a_name_is_refused() -> None:
     with pytest.raises(MusterError, match=r"^server1: muster_address is 'server1\.lan', which is not an IP address"):
         inventory.port_plan({**HOSTVARS, "server1": {"ansible_host": "server1.lan"}}, GROUPS, TABLE)
+
+
+def test_networks_of_laptops_reach_the_broker_and_nothing_else() -> None:
+    networks = {"laptop_networks": ("10.8.0.0/24",)}
+    head = ports.Host("head", "10.0.0.1", frozenset({"ray_head", "registry", "cluster", *CELERY}), 1, networks=networks)
+    other = ports.Host("other", "10.0.0.2", frozenset({"laptop", "celery_worker", "cluster"}))
+    rules = ports.firewall_rules(TABLE, head, [head, other])
+    assert [rule["ports"] for rule in rules if "10.8.0.0/24" in rule["from"]] == ["6380"]
+    assert not ports.firewall_rules(TABLE, other, [head, other])

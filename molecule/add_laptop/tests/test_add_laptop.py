@@ -104,11 +104,11 @@ def redis() -> str:
 
 @contextmanager
 def asleep(host: str) -> Iterator[None]:
-    subprocess.run(["docker", "pause", f"add_laptop-{host}"], check=True, capture_output=True)
+    LAB.freeze(host)
     try:
         yield
     finally:
-        subprocess.run(["docker", "unpause", f"add_laptop-{host}"], check=True, capture_output=True)
+        LAB.thaw(host)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def asleep(host: str) -> Iterator[None]:
         ({"host": "172.30.83.11"}, ["server1 is a server", "give a laptop's address"]),
         ({"host": "172.30.83.250"}, ["does not answer at 172.30.83.250", "start the machine, or correct ansible_host"]),
         ({"host": "172.30.83.101", "user": "stranger"}, ["refuses the login", "correct ansible_user or the key"]),
-        ({"host": "172.30.83.101", "ray": "true", "memory": "900G"}, ["anna: 1 workers ask for 900.0G", "lower"]),
+        ({"host": "172.30.83.101", "ray": "true", "memory": "900G"}, ["anna: 1 worker asks for 900.0G", "lower"]),
     ],
     ids=["nobody", "misspelt", "server", "silent", "stranger", "too much"],
 )

@@ -247,7 +247,7 @@ def test_a_sleeping_laptop_stops_nothing_and_is_brought_up_to_date_when_it_is_ba
     release = ("readlink", "/opt/muster/code/current")
     old, awake = LAB.on("laptop1", *release), preflight_seconds()
     (ROOT / ".lab/cluster_code/drill/while_it_slept.py").write_text(f"# {time.time()}\n")
-    subprocess.run(["docker", "pause", "cluster-laptop1"], check=True, capture_output=True)
+    LAB.freeze("laptop1")
     try:
         asleep = preflight_seconds()
         print(f"a laptop that sleeps costs a run {asleep - awake:.1f} s")
@@ -258,7 +258,7 @@ def test_a_sleeping_laptop_stops_nothing_and_is_brought_up_to_date_when_it_is_ba
         new = LAB.on("server1", *release)
         assert new != old
     finally:
-        subprocess.run(["docker", "unpause", "cluster-laptop1"], check=True, capture_output=True)
+        LAB.thaw("laptop1")
     assert LAB.on("laptop1", *release) == old
     run = LAB.play("site.yml", "--skip-tags", "smoke")
     assert run.returncode == 0, run.stdout[-4000:]
