@@ -150,6 +150,14 @@ def test_a_laptop_out_of_range_begins_anew_by_itself(app: Any, laptop: Laptop, r
     assert deaths(laptop.client, held) is None
 
 
+def test_a_worker_that_gets_no_processor_begins_anew_and_no_task_is_blamed(app: Any, laptop: Laptop) -> None:
+    held = begun(app, laptop)
+    os.kill(laptop.worker.main, signal.SIGSTOP)
+    until(lambda: laptop.client.llen("began") == 2, "the task began again", 50)
+    assert laptop.worker.process.poll() is None
+    assert deaths(laptop.client, held) is None
+
+
 def test_a_worker_that_dies_on_a_laptop_is_counted_all_the_same(app: Any, laptop: Laptop) -> None:
     held = begun(app, laptop)
     kill(laptop.worker.main)
