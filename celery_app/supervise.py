@@ -75,7 +75,7 @@ class Supervisor:
                 # What is no fault of the worker's ends nothing on a laptop.
                 if self.died or (reason and not self.laptop):
                     return UNWELL if reason else (self.child.returncode if self.child else 0) or 1
-        self._say(work=not self.settled)
+        self.agent.say(work=not self.settled, running=[])
         return 0
 
     def _tell(self, *_: Any) -> None:
@@ -86,7 +86,7 @@ class Supervisor:
         if not self.settled:
             self._end()
         self._fresh()
-        self._say(work=not self.settled)
+        self.agent.say(work=not self.settled, running=[])
         self.told.wait(LOOK_LAPTOP)
 
     def _begin(self) -> bool:
@@ -154,7 +154,7 @@ class Supervisor:
                 logger.warning("tasks still run after the time they had, and go back")
                 return ""
             if self.laptop:
-                self._say(work=True)
+                self._say()
                 if ending:
                     # Its event loop is over; the container is well.
                     self._fresh()
@@ -191,12 +191,12 @@ class Supervisor:
         except FileNotFoundError:
             return {} if time.monotonic() - started < STARTUP else None
 
-    def _say(self, *, work: bool) -> None:
+    def _say(self) -> None:
+        """What runs, as the event loop last told."""
         running: list[dict[str, str]] = []
-        if work and self.laptop:
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                running = json.loads(self.heartbeat.read_text())["running"]
-        self.agent.say(work=work, running=running)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            running = json.loads(self.heartbeat.read_text())["running"]
+        self.agent.say(work=True, running=running)
 
     def _fresh(self) -> None:
         """What the container's health is told by."""
