@@ -166,6 +166,15 @@ def test_again_it_changes_nothing() -> None:
     assert FILE.read_text() == text and redis() == broker
 
 
+def test_check_mode_takes_nobody_away() -> None:
+    text, broker = FILE.read_text(), redis()
+    run = LAB.play("remove-laptop.yml", "-e", "host=anna", "--check")
+    assert good(run)["anna"] > 0
+    assert FILE.read_text() == text and redis() == broker
+    assert LAB.containers("anna", "celery_worker") and "Status: active" in LAB.on("anna", "ufw", "status")
+    assert BROKER.all_there(workers(*LAPTOPS)) and secret("celery_laptop_anna_password")
+
+
 def test_one_that_leaves_hands_back_and_has_what_it_had(before: dict[str, set[str]]) -> None:
     broker = redis()
     held = python("print(app.send_task('probe.nap', args=['left', 90], queue='data').id)")
