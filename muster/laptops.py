@@ -157,9 +157,9 @@ def whom(host: str, name: str, hostvars: HostVars, groups: Groups, find: Resolve
         address = numeric(host) or find(host)
         owners = [other for other in sorted(names) if address and owned(other, hostvars) == address]
         known = owners[0] if owners else ""
-    if known and name and name != known and (known in groups.get("cluster", ()) or host == known):
+    if known and name and name != known and known not in groups.get("server", ()):
         raise wrong(f"{host} is {known} in the inventory, not {name}", f"leave out name, or write name={known}")
-    label = name or known or default_name(host)
+    label = known or name or default_name(host)
     if not address and label not in names:
         # Its name may be all that is left of one that is to go.
         if name == label or NAME.fullmatch(label):

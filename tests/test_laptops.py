@@ -78,6 +78,7 @@ def fleet(inventories: Inventories) -> Fleet:
         ({"host": "192.0.2.7", "name": "server1"}, "server1 is a server", "or another name"),
         ({"host": "192.0.2.7", "name": "laptop1"}, "laptop1 belongs to the laptop at 192.0.2.101", "another name"),
         ({"host": "192.0.2.101", "name": "anna"}, "192.0.2.101 is laptop1 in the inventory, not anna", "name=laptop1"),
+        ({"host": "192.0.2.11", "name": "anna"}, "192.0.2.11 is server1, and server1 is a server", "laptop's address"),
         ({"host": "192.0.2.7", "name": "ray_worker"}, "name is 'ray_worker'", "small letters"),
         ({"host": "192.0.2.7", "name": "flower"}, "which is the name of a group", "name=anna"),
         ({"host": "192.0.2.7", "name": "Anna's"}, 'name is "Anna\'s"', "small letters, digits and hyphens"),
