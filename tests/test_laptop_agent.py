@@ -135,7 +135,7 @@ WELL = agent.Seen(battery=80, plugged=True, temperature=50, lid="open", clock_of
         ({}, {"clock_off": 7.0}, 30, "its clock is 7 s ahead"),
         ({}, {"clock_off": -3600.0}, 30, "its clock is 3600 s behind"),
         ({"clock_tolerance": 10.0}, {"clock_off": 7.0}, 0, ""),
-        ({}, {"unsure": "woke up; waits for the broker"}, 30, "woke up; waits for the broker"),
+        ({}, {"unsure": "woke up; waits for the broker"}, agent.BRIEF, "woke up; waits for the broker"),
         ({"grace": 5.0}, {"plugged": False}, 5, "on battery"),
     ],
 )

@@ -28,6 +28,8 @@ POLL, REPORT = 1.0, 10.0
 ANSWER, EAGER, LATER = 2.0, 60.0, 5.0
 # What runs may take so long when the host is about to sleep; how long the hook waits for all services.
 HASTE, SLEEP = 2.5, 4.5
+# What runs may take so long when the network is another one.
+BRIEF = 4.0
 # A loop that stood still for so long was away. So long after waking it may work on unseen, as the lease is still good.
 GAP, TRUST = 8.0, 3.0
 # An answer is written to said/ at least every five seconds: an older one is of a service that is gone.
@@ -194,7 +196,8 @@ def decide(policy: Policy, seen: Seen, now: float) -> Decision:
         side = "ahead" if seen.clock_off > 0 else "behind"
         why = f"its clock is {abs(seen.clock_off):.0f} s {side}"
     elif seen.unsure:
-        why = seen.unsure
+        # The connections of what runs are most likely dead.
+        return Decision(False, min(policy.grace, BRIEF), seen.unsure)
     return Decision(not why, policy.grace if why else 0.0, why)
 
 
