@@ -257,17 +257,23 @@ class Sleeper(threading.Thread):
         if announced:
             LAB.on(self.laptop, "systemctl", "stop", f"nap{number}")
         back = until(BACK + 15, f"{self.laptop} is back", lambda: self.back(woke))
+        task = until(60, f"{self.laptop} begins a task", lambda: self.began(woke))
         words = [
             f"{seconds} s",
             "announced" if announced else "unannounced",
             *(["on another network"] if moves else []),
         ]
         self.lines.append(
-            f"{self.laptop} slept {', '.join(words)}: back after {back:.1f} s" + (f", hook {hook:.1f} s" * announced)
+            f"{self.laptop} slept {', '.join(words)}: back after {back:.1f} s, at a task after {task:.1f} s"
+            + f", hook {hook:.1f} s" * announced
         )
         assert back < BACK, self.lines[-1]
         # The figure has whatever else the hook did: starting systemd-run and docker exec.
         assert hook < HAND_BACK + 1.5, self.lines[-1]
+
+    def began(self, woke: float) -> float:
+        events = [json.loads(line) for line in LAB.on(self.laptop, "cat", "/var/lib/drill/history").splitlines()]
+        return min((at - woke for kind, _, at, _ in events if kind == "started" and at > woke), default=0.0)
 
     def back(self, woke: float) -> float:
         found = report(self.laptop)
