@@ -177,6 +177,7 @@ def test_check_mode_takes_nobody_away() -> None:
 
 def test_one_that_leaves_hands_back_and_has_what_it_had(before: dict[str, set[str]]) -> None:
     broker = redis()
+    BROKER.ask("operator", "del", "probe:left")
     held = python("print(app.send_task('probe.nap', args=['left', 90], queue='data').id)")
     until(30, "somebody is at it", lambda: BROKER.ask("app", "lrange", "probe:left", "0", "-1") == "start")
     busy = next(name for name, worker in BROKER.status()["workers"].items() if worker["tasks"])
