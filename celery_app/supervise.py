@@ -91,6 +91,8 @@ class Supervisor:
 
     def _begin(self) -> bool:
         """Take over from the former life, if Redis answers."""
+        # A connection from before a rest may be of another network: to notice that would take seconds.
+        self.client.connection_pool.disconnect()
         try:
             count = lease.restore(self.client, self.settings.worker, died=self.died)
             guest = bool(self.settings.laptop)
