@@ -93,6 +93,11 @@ def done_by_a_laptop() -> bool:
     return python("print(app.send_task('probe.version', queue='data').get(timeout=60))") == "1"
 
 
+def trace(key: str) -> list[str]:
+    """What probe.nap has written."""
+    return BROKER.ask("app", "lrange", f"probe:{key}", "0", "-1").split()
+
+
 def workers(*laptops: str) -> dict[str, Any]:
     return {**SERVERS, **dict.fromkeys(laptops, WORKER)}
 
@@ -177,15 +182,13 @@ def test_check_mode_takes_nobody_away() -> None:
 
 def test_one_that_leaves_hands_back_and_has_what_it_had(before: dict[str, set[str]]) -> None:
     broker = redis()
-    BROKER.ask("operator", "del", "probe:left")
-    held = python("print(app.send_task('probe.nap', args=['left', 90], queue='data').id)")
-    until(30, "somebody is at it", lambda: BROKER.ask("app", "lrange", "probe:left", "0", "-1") == "start")
-    busy = next(name for name, worker in BROKER.status()["workers"].items() if worker["tasks"])
+    key = f"left-{time.time()}"
+    held = python(f"print(app.send_task('probe.nap', args=[{key!r}, 90], queue='data').id)")
+    until(30, "somebody is at it", lambda: trace(key) == ["start"])
+    (busy,) = [name for name, one in BROKER.status()["workers"].items() if held in str(one["tasks"])]
     name, other = busy.partition("/")[0], {"anna": "bert", "bert": "anna"}[busy.partition("/")[0]]
     good(play("remove-laptop.yml", host=name))
-    until(
-        60, "the other has it", lambda: BROKER.ask("app", "lrange", "probe:left", "0", "-1").split()[1:2] == ["start"]
-    )
+    until(60, "the other has it", lambda: trace(key) == ["start", "start"])
     assert python(f"print(app.AsyncResult({held!r}).state)") in ("STARTED", "PENDING")
     assert BROKER.all_there(workers(other)) and redis() == broker
     gone(name)
