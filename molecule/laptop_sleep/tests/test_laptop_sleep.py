@@ -142,14 +142,14 @@ def test_an_idle_laptop_is_hardly_felt() -> None:
 
 
 def test_a_closed_lid_hands_back_within_seconds() -> None:
-    with sending(6, 10):
+    with sending(4, 20):
         until(30, "it is at something", lambda: said("laptop1")["running"])
         start = time.monotonic()
         lid("laptop1", "closed")
         until(HAND_BACK + 1, "it has given all back", lambda: rests("laptop1"))
         took = time.monotonic() - start
         print(f"all was handed back {took:.1f} s after the lid closed")
-        assert took < HAND_BACK
+        assert took < min(HAND_BACK, 15), "it waited for what ran"
         assert report("laptop1")["why"] == "the lid is closed"
         assert "(healthy)" in LAB.on("laptop1", "docker", "ps", "--format", "{{.Status}}", "--filter", f"name={WORKER}")
         lid("laptop1", "open")
