@@ -93,6 +93,7 @@ class Undo:
         self.module, self.record = module, record
         self.gone: list[str] = []
         self.kept: list[str] = []
+        self.ours: list[str] = []
 
     def call(self, *command: str, check: bool = False) -> str:
         if self.module.check_mode:
@@ -133,8 +134,18 @@ class Undo:
                 self.call(program, "-F", "DOCKER-USER")
                 self.call(program, "-A", "DOCKER-USER", "-j", "RETURN")
 
+    def takes_along(self, *names: str) -> set[str]:
+        """What would go, too, with these packages: what somebody has installed since, and needs them."""
+        done = subprocess.run(["apt-get", "--simulate", "purge", *names], capture_output=True, text=True, check=False)
+        lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("Purg ", "Remv "))]
+        return {words[1].partition(":")[0] for words in lines} - {name.partition(":")[0] for name in self.ours}
+
     def packages(self) -> None:
-        ours = sorted(set(self.record.get("installed", [])) & set(packages()))
+        self.ours = sorted(set(self.record.get("installed", [])) & set(packages()))
+        needed = [name for name in self.ours if self.takes_along(name)] if self.takes_along(*self.ours) else []
+        if needed:
+            self.kept.append(f"packages that others need by now: {', '.join(needed)}")
+        ours = [name for name in self.ours if name not in needed]
         if ours:
             self.call("apt-get", "purge", "--yes", *ours, check=True)
             self.gone += ours
