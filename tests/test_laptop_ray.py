@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "roles/ray_node/files/ray_node.py"
-# Like `ray start --block`: it notes what happens to it, and takes so long to end; it leaves a process behind.
+# Like `ray start --block`: it notes what happens to it, and takes so long to end; it leaves a process behind. Where its
+# sleep is killed a moment before it, it is not gone by itself.
 RAY = """#!/bin/sh
 echo start >>"$NOTES/events"
-trap 'echo drained >>"$NOTES/events"; sleep "$(cat "$NOTES/takes")"; echo gone >>"$NOTES/events"; exit 1' TERM
+trap 'echo drained >>"$NOTES/events"; sleep "$(cat "$NOTES/takes")" && echo gone >>"$NOTES/events"; exit 1' TERM
 sh -c 'echo $$ >"$NOTES/orphan"; exec sleep 600' &
 while :; do sleep 0.05; done
 """
