@@ -137,7 +137,15 @@ def resolve(names: Sequence[str], host: Host, hosts: Sequence[Host]) -> list[str
         else:
             found.update((other.address, None) for other in hosts if name in other.groups)
     found.pop(host.address, None)
-    return list(found)
+    # Always in the same order: that of groups changes while a run goes on, as when a laptop is found asleep.
+    return sorted(found, key=_order)
+
+
+def _order(text: str) -> tuple[int, int, int, str]:
+    if not is_network(text):
+        return (0, 0, 0, text)
+    network = ip_network(text, strict=False)
+    return (network.version, int(network.network_address), network.prefixlen, text)
 
 
 def is_network(text: str) -> bool:

@@ -245,3 +245,13 @@ def test_networks_of_laptops_reach_the_broker_and_nothing_else() -> None:
     rules = ports.firewall_rules(TABLE, head, [head, other])
     assert [rule["ports"] for rule in rules if "10.8.0.0/24" in rule["from"]] == ["6380"]
     assert not ports.firewall_rules(TABLE, other, [head, other])
+
+
+def test_the_order_of_hosts_changes_no_rule() -> None:
+    """A laptop that is found asleep moves among them; nobody's firewall is loaded anew for that."""
+    rules = [
+        inventory.firewall_rules(dict(hosts), GROUPS, TABLE, "head")
+        for hosts in (HOSTVARS.items(), reversed(HOSTVARS.items()))
+    ]
+    assert rules[0] == rules[1]
+    assert any(len(rule["from"]) > 1 for rule in rules[0]), "one source has one order"
