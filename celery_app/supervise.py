@@ -95,8 +95,7 @@ class Supervisor:
         self.client.connection_pool.disconnect()
         try:
             count = lease.restore(self.client, self.settings.worker, died=self.died)
-            guest = bool(self.settings.laptop)
-            lease.renew(self.client, self.settings.worker, self.settings.lease, anew=True, guest=guest)
+            lease.renew(self.client, self.settings.worker, self.settings.lease, anew=True, guest=self.laptop)
         except redis.RedisError as error:
             logger.warning("waiting for Redis: %s", error)
             self.told.wait(1)
@@ -170,8 +169,7 @@ class Supervisor:
                     return self._away("its event loop hangs")
                 continue
             try:
-                guest = bool(self.settings.laptop)
-                if not lease.renew(self.client, self.settings.worker, self.settings.lease, guest=guest):
+                if not lease.renew(self.client, self.settings.worker, self.settings.lease, guest=self.laptop):
                     return self._away("its lease was over")
                 renewed = time.monotonic()
                 self.alive.touch()

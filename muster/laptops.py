@@ -75,9 +75,7 @@ def add(
     words = arguments(given, extra, known, ADD)
     file = laptops_file(sources)
     data = read(file)
-    host = words.get("host", "")
-    if not host:
-        raise wrong("no host is given", "say which one, as in: ansible-playbook add-laptop.yml -e host=10.0.0.85")
+    host = named(words.get("host", ""), "add-laptop.yml -e host=10.0.0.85")
     name, address = whom(host, words.get("name", ""), hostvars, groups, find)
     refuse_others(host, name, address, hostvars, groups)
     mine = entries(data, file).get(name)
@@ -111,9 +109,7 @@ def remove(
     words = arguments(given, extra, known, REMOVE)
     file = laptops_file(sources)
     data = read(file)
-    host = words.get("host") or words.get("name", "")
-    if not host:
-        raise wrong("no host is given", "say which one, as in: ansible-playbook remove-laptop.yml -e host=laptop1")
+    host = named(words.get("host") or words.get("name", ""), "remove-laptop.yml -e host=laptop1")
     name, address = whom(host, words.get("name", ""), hostvars, groups, find)
     refuse_others(host, name, address, hostvars, groups, leaves=True)
     found = entries(data, file)
@@ -130,6 +126,13 @@ def remove(
         name=name, address=address, lost=truth(words.get("lost", "no"), "lost"), known=there, ray=ray,
         file=str(file), text=written(file, data, HEADER),
     )  # fmt: skip
+
+
+def named(host: str, example: str) -> str:
+    """The laptop that is meant; somebody must be."""
+    if not host:
+        raise wrong("no host is given", f"say which one, as in: ansible-playbook {example}")
+    return host
 
 
 def arguments(

@@ -214,20 +214,24 @@ class Clocks:
         self.slept += seconds * asleep
 
 
+def settings_of(folder: Path, root: Path, policy: dict[str, Any]) -> dict[str, Any]:
+    """As the role writes them, with a broker that nobody is."""
+    return {
+        "name": "laptop1",
+        "directory": str(folder),
+        "root": str(root),
+        "socket": str(folder / "socket"),
+        "redis": {"host": "127.0.0.1", "port": 9},
+        "policy": policy,
+    }
+
+
 class Lap:
     """An agent, with the broker's answers in the test's hands."""
 
     def __init__(self, folder: Path, root: Path, clocks: Clocks, **policy: Any) -> None:
         (folder / "said").mkdir(parents=True, exist_ok=True)
-        settings = {
-            "name": "laptop1",
-            "directory": str(folder),
-            "root": str(root),
-            "socket": str(folder / "socket"),
-            "redis": {"host": "127.0.0.1", "port": 9},
-            "policy": policy,
-        }
-        self.folder, self.clocks, self.agent = folder, clocks, agent.Agent(settings)
+        self.folder, self.clocks, self.agent = folder, clocks, agent.Agent(settings_of(folder, root, policy))
         self.answer()
 
     def look(self, seconds: float = 1.0) -> Any:
@@ -419,15 +423,7 @@ def run(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def running(tmp_path: Path) -> Any:
     """An agent of its own, without a broker."""
     (tmp_path / "said").mkdir()
-    settings = {
-        "name": "laptop1",
-        "directory": str(tmp_path),
-        "root": str(tmp_path),
-        "socket": str(tmp_path / "socket"),
-        "redis": {"host": "127.0.0.1", "port": 9},
-        "policy": {},
-    }
-    (tmp_path / "laptop.json").write_text(json.dumps(settings))
+    (tmp_path / "laptop.json").write_text(json.dumps(settings_of(tmp_path, tmp_path, {})))
     environment = {**os.environ, "MUSTER_LAPTOP_SETTINGS": str(tmp_path / "laptop.json")}
     process = subprocess.Popen([sys.executable, str(SCRIPT), "run"], env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 10

@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.laptop_folder import LaptopFolder
 
 SCRIPT = Path(__file__).resolve().parents[1] / "roles/ray_node/files/ray_node.py"
 # Like `ray start --block`: it notes what happens to it, and takes so long to end; it leaves a process behind. Where its
@@ -33,8 +34,10 @@ def until(seconds: float, what: str, condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-class Node:
+class Node(LaptopFolder):
     """One container, as a process."""
+
+    service = "ray_worker-1"
 
     def __init__(self, folder: Path, head: int) -> None:
         self.folder, self.head, self.address = folder, head, "127.0.0.1"
@@ -63,16 +66,6 @@ class Node:
         )
         return self
 
-    def want(self, work: bool, within: float = 0) -> None:
-        fresh = self.folder / "want.new"
-        fresh.write_text(json.dumps({"work": work, "within": within, "why": "a test", "at": time.time()}))
-        fresh.replace(self.folder / "want")
-
-    @property
-    def said(self) -> dict[str, Any]:
-        path = self.folder / "said" / "ray_worker-1.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-
     @property
     def events(self) -> list[str]:
         path = self.folder / "events"
@@ -88,9 +81,6 @@ class Node:
 
     def works(self) -> bool:
         return self.said.get("work") is True and self.events[-1:] == ["start"] and (self.folder / "orphan").exists()
-
-    def rests(self) -> bool:
-        return self.said.get("work") is False
 
 
 @pytest.fixture

@@ -16,30 +16,20 @@ import redis
 from celery_app import lease
 from celery_app.hosts import LAPTOPS
 from tests.delivery.conftest import RedisServer, Worker, children, kill, until
+from tests.laptop_folder import LaptopFolder
 
 LEASE = 12
 
 
-class Laptop:
+class Laptop(LaptopFolder):
     """The agent's side of the worker's directory."""
+
+    service = "celery_default"
 
     def __init__(self, folder: Path, client: redis.Redis, start: Callable[..., Worker]) -> None:
         self.folder, self.client = folder, client
         (folder / "said").mkdir(parents=True)
         self.worker = start("lap", laptop=folder, concurrency=1, lease=LEASE)
-
-    def want(self, work: bool, within: float = 0) -> None:
-        fresh = self.folder / "want.new"
-        fresh.write_text(json.dumps({"work": work, "within": within, "why": "a test", "at": time.time()}))
-        fresh.replace(self.folder / "want")
-
-    @property
-    def said(self) -> dict[str, Any]:
-        path = self.folder / "said" / "celery_default.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-
-    def rests(self) -> bool:
-        return self.said.get("work") is False
 
     def ready(self) -> Laptop:
         self.worker.ready()
