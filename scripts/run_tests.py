@@ -228,14 +228,16 @@ class Runner:
 
 
 def relevant(text: str) -> list[str]:
-    """The lines that tell why: from where a task or a test failed, or else the end of the log."""
+    """The lines that tell why: pytest's own summary, then from where a task or a test failed, or else the log's end."""
     lines = text.rstrip().splitlines()
+    # First, as whoever shows this may cut it.
+    summary = [line for line in lines if re.match(r"(FAILED|ERROR) \S+::|E   ", line.strip())][:20]
     for number, line in enumerate(lines):
         if line.startswith(("fatal:", "failed:", "[ERROR]", "=================================== FAILURES", "ERROR ")):
             start = max(number - 3, 0)
             chosen = lines[start : start + TAIL_LINES]
             rest = lines[max(start + TAIL_LINES, len(lines) - 12) :]
-            return [*chosen, *(["..."] if rest else []), *rest]
+            return [*summary, *chosen, *(["..."] if rest else []), *rest]
     return lines[-TAIL_LINES:]
 
 

@@ -101,6 +101,12 @@ def test_a_long_log_is_cut_to_where_it_failed() -> None:
     assert lines[-1] == "the end"
 
 
+def test_what_a_test_said_comes_before_its_source() -> None:
+    source = "\n".join(f"    line {n}" for n in range(60))
+    text = f"=================================== FAILURES =====\n{source}\nE       AssertionError: 2 != 1\nthe end"
+    assert runner.relevant(text)[0] == "E       AssertionError: 2 != 1"
+
+
 def test_an_unknown_scenario_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="no scenario 'nonsense'"):
         runner.scenario_checks(["nonsense"])
