@@ -28,6 +28,11 @@ def until(condition: Callable[[], object], what: str, seconds: float = WAIT) -> 
         time.sleep(0.05)
 
 
+def all_held(client: redis.Redis) -> list[str]:
+    """What workers hold. Beside it lies Kombu's lock, which a cut leaves there until it expires."""
+    return [tag for key in client.scan_iter("muster:unacked:*", _type="hash") for tag in client.hkeys(key)]
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

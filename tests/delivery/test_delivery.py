@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.delivery.conftest import ROOT, RedisServer, Worker, children, kill, until
+from tests.delivery.conftest import ROOT, RedisServer, Worker, all_held, children, kill, until
 
 Start = Callable[..., Worker]
 
@@ -35,7 +35,7 @@ def test_worker_killed_in_the_middle_loses_nothing(app: Any, worker: Start, redi
     assert time.monotonic() - start < 45
     assert sorted(one.get(timeout=60) for one in waiting) == sorted(map(str, range(20)))
     assert {notes.get(f"effect:{number}") for number in range(20)} == {"1"}
-    until(lambda: not notes.keys("muster:unacked:*"), "nothing is held any more")
+    until(lambda: not all_held(notes), "nothing is held any more")
 
 
 def test_supervisor_restarts_after_kill_and_gives_back_its_own(
@@ -95,7 +95,7 @@ def test_redis_killed_and_started_again(app: Any, worker: Start, redis_server: R
     assert held.get(timeout=60) == "x"
     until(lambda: len(redis.keys("effect:*")) == 50, "all notes are there")
     assert {redis.get(key) for key in redis.keys("effect:*")} == {"1"}
-    until(lambda: not redis.keys("muster:unacked:*"), "nothing is held any more")
+    until(lambda: not all_held(redis), "nothing is held any more")
 
 
 def test_deaf_worker_is_restarted_within_a_minute(app: Any, worker: Start, redis_server: RedisServer) -> None:

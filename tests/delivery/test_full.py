@@ -9,7 +9,7 @@ import pytest
 import redis
 from kombu.exceptions import OperationalError
 
-from tests.delivery.conftest import RedisServer, Worker, until
+from tests.delivery.conftest import RedisServer, Worker, all_held, until
 
 Start = Callable[..., Worker]
 
@@ -37,7 +37,7 @@ def test_nothing_is_lost_and_all_goes_on(app: Any, worker: Start, redis_server: 
     client.delete("hold:retry")
     client.config_set("maxmemory", 0)
     assert retried.get(timeout=60) == "retry"
-    until(lambda: not client.keys("muster:unacked:*") and not client.llen("default"), "nothing is held any more")
+    until(lambda: not all_held(client) and not client.llen("default"), "nothing is held any more")
     assert app.send_task("t.note", ["on"]).get(timeout=30) == "on"
 
 
@@ -49,5 +49,5 @@ def test_worker_that_starts_works_it_off(app: Any, worker: Start, redis_server: 
     client.config_set("maxmemory", 1)
     one = worker("one").ready()
     assert [task.get(timeout=30) for task in waiting] == [None] * 50
-    until(lambda: not client.keys("muster:unacked:*"), "nothing is held any more")
+    until(lambda: not all_held(client), "nothing is held any more")
     assert one.stop() == 0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.delivery.conftest import RedisServer, Worker, until
+from tests.delivery.conftest import RedisServer, Worker, all_held, until
 
 
 def test_what_a_process_was_given_does_not_run_beside_itself(
@@ -25,7 +25,7 @@ def test_what_a_process_was_given_does_not_run_beside_itself(
         time.sleep(moments.uniform(0.05, 0.3))
         redis.execute_command("CLIENT", "KILL", "TYPE", "normal")
         assert one.process.poll() is None, one.log.read_text()[-500:]
-    until(lambda: not redis.keys("muster:unacked:*"), "nothing is held any more")
+    until(lambda: not all_held(redis), "nothing is held any more")
     assert redis.hgetall("effects") == dict.fromkeys(sent, "1")
     begun = Counter(line.split()[1] for line in spans.read_text().splitlines() if line.startswith("begin"))
     assert {task: times for task, times in begun.items() if times > 1} == {}

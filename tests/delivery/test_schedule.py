@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from celery_app.schedule import LAST, LEADER, Beat, tick_id
-from tests.delivery.conftest import ROOT, RedisServer, Worker, until
+from tests.delivery.conftest import ROOT, RedisServer, Worker, all_held, until
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 DAILY: dict[str, Any] = {"name": "d", "task": "t.note", "args": ["d"], "crontab": "0 13 * * *"}
@@ -115,7 +115,7 @@ def test_killed_while_it_fires_the_tick_is_run_once(
         assert app.AsyncResult(tick_id("n", due)).get(timeout=30) == "n"
         if order == "after":
             until(lambda: redis.hget("muster:counts", "duplicate|t.note") == "1", "the second message is dropped")
-        until(lambda: not redis.keys("muster:unacked:*") and not redis.llen("default"), "nothing is left")
+        until(lambda: not all_held(redis) and not redis.llen("default"), "nothing is left")
         assert redis.lrange("notes", 0, -1) == ["n"]
     finally:
         beat.kill()
