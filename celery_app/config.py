@@ -15,6 +15,8 @@ from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 PRIORITIES = {"critical": 3, "normal": 0, "low": 6, "batch": 9}
 # How Kombu names the list of a priority; that of 0 has the queue's own name.
 SEPARATOR = "\x06\x16"
+# What a worker holds. Beside it lie an index and Kombu's lock, which a cut leaves there for minutes.
+HELD = "muster:unacked:"
 
 
 class Settings(BaseModel):
@@ -87,7 +89,7 @@ class Settings(BaseModel):
     @property
     def unacked(self) -> str:
         """The key of what this worker holds; each has its own, so that a dead one's can be told apart."""
-        return f"muster:unacked:{self.worker}"
+        return f"{HELD}{self.worker}"
 
 
 def step(priority: object) -> int:

@@ -9,16 +9,13 @@ import redis
 
 from celery_app.config import Settings
 from celery_app.hosts import LAPTOPS, SERVERS
-from celery_app.lease import LEASES, connect, resign, restore
-
-HELD = "muster:unacked:"
+from celery_app.lease import LEASES, connect, holders, resign, restore
 
 
 def forget(client: redis.Redis, host: str) -> dict[str, int]:
     """How many messages went back, and how many keys were removed. Its login must be gone: it may not come back."""
     workers = {name for name in client.zrange(LEASES, 0, -1) if name.partition("/")[0] == host}
-    names = (key.removeprefix(HELD) for key in client.scan_iter(f"{HELD}{host}/*", count=1000))
-    workers |= {name.removesuffix(":index") for name in names}
+    workers |= holders(client, f"{host}/*")
     back = sum(restore(client, worker, died=False) for worker in sorted(workers))
     for worker in workers:
         resign(client, worker)

@@ -12,7 +12,7 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import BusyLoadingError
 from redis.retry import Retry
 
-from celery_app.config import Settings, list_key, step
+from celery_app.config import HELD, Settings, list_key, step
 from celery_app.hosts import LAPTOPS, SERVERS
 
 LEASES, DEAD, CLAIM, COUNTS = "muster:leases", "muster:dead", "muster:claim:", "muster:counts"
@@ -93,11 +93,17 @@ def claim_key(task: object, retries: object) -> str:
     return f"{CLAIM}{task}:{retries or 0}"
 
 
+def holders(client: redis.Redis, workers: str = "*") -> set[str]:
+    """Who holds messages, of those that the pattern means."""
+    keys = client.scan_iter(f"{HELD}{workers}", count=1000, _type="hash")
+    return {key.removeprefix(HELD) for key in keys}
+
+
 def restore(
     client: redis.Redis, worker: str, *, died: bool, keep: Collection[str] = (), unless_alive: bool = False
 ) -> int:
     """Give back what a dead worker held, or a living one but what it is at; each message in one step."""
-    key, count = f"muster:unacked:{worker}", 0
+    key, count = f"{HELD}{worker}", 0
     for tag, held in client.hgetall(key).items():
         if tag not in keep:
             count += give_back(client, key, tag, held, died=died, unless=worker if unless_alive else "")

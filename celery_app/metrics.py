@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from celery_app.config import PRIORITIES, Settings, list_key
+from celery_app.config import HELD, PRIORITIES, Settings, list_key
 from celery_app.hosts import LAPTOPS, SERVERS, STATES, described
 from celery_app.lease import COUNTS, DEAD, LEASES, connect
 from celery_app.schedule import LEADER, TICK
@@ -76,7 +76,7 @@ class Figures(Collector):
             left = leases.get(worker, now) - now
             alive.add_metric([worker], int(left > 0))
             lease.add_metric([worker], left)
-            running.add_metric([worker], client.hlen(f"muster:unacked:{worker}"))
+            running.add_metric([worker], client.hlen(f"{HELD}{worker}"))
         yield from (running, alive, lease)
         yield from host_figures(hosts, now)
         for metric, figure, text in (

@@ -11,11 +11,11 @@ from typing import Any
 
 import redis
 
-from celery_app.config import PRIORITIES, Settings, list_key
+from celery_app.config import HELD, PRIORITIES, Settings, list_key
 from celery_app.hosts import LAPTOPS, SERVERS, described
-from celery_app.lease import DEAD, LEASES, connect
+from celery_app.lease import DEAD, LEASES, connect, holders
 
-BINDINGS, UNACKED = "_kombu.binding.", "muster:unacked:"
+BINDINGS = "_kombu.binding."
 QUEUES = ("default", "data", "ml")
 # Not queues of tasks: replies and events.
 INTERNAL = ("celeryev", "celery.pidbox", "reply")
@@ -39,11 +39,6 @@ def read(client: redis.Redis) -> dict[str, Any]:
     seconds, micros = client.time()
     now = seconds + micros / 1e6
     leases = {str(name): float(until) for name, until in client.zrange(LEASES, 0, -1, withscores=True)}
-    held = {
-        key.removeprefix(UNACKED)
-        for key in client.scan_iter(f"{UNACKED}*", count=1000)
-        if not key.endswith((":index", ":mutex"))
-    }
     queues = queue_names(client.scan_iter(f"{BINDINGS}*", count=1000))
     with client.pipeline(transaction=False) as pipe:
         for queue in queues:
@@ -55,9 +50,9 @@ def read(client: redis.Redis) -> dict[str, Any]:
     workers: dict[str, dict[str, Any]] = {
         worker: {
             "lease": leases[worker] - now if worker in leases else None,
-            "tasks": [task_of(message) for message in client.hvals(UNACKED + worker)],
+            "tasks": [task_of(message) for message in client.hvals(HELD + worker)],
         }
-        for worker in sorted(held | set(leases))
+        for worker in sorted(holders(client) | set(leases))
     }
     heard = dict(client.zrange(SERVERS, 0, -1, withscores=True))
     hosts = described(client.hgetall(LAPTOPS), heard, leases, now)

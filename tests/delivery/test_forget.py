@@ -29,6 +29,8 @@ def test_what_it_held_goes_back_at_once(redis_server: RedisServer, app: Any, wor
     app.send_task("t.gate", ["never"], task_id="held")
     until(lambda: client.hlen(f"muster:unacked:{gone.name}"), "it is held")
     gone.kill()
+    # A cut leaves Kombu's lock, which is no message and nobody's.
+    client.set(f"muster:unacked:{gone.name}:mutex", "x", ex=300)
     client.hset(LAPTOPS, "gone", "{}")
     worker("gone2").ready()
     client.hset(LAPTOPS, "gone2", "{}")
@@ -37,5 +39,5 @@ def test_what_it_held_goes_back_at_once(redis_server: RedisServer, app: Any, wor
     until(lambda: client.hlen("muster:unacked:gone2/default"), "another has it")
     assert client.hkeys(LAPTOPS) == ["gone2"] and client.zrange(LEASES, 0, -1) == ["gone2/default"]
     assert "gone" not in client.zrange(SERVERS, 0, -1)
-    assert not list(client.scan_iter("muster:unacked:gone/*"))
+    assert not client.exists(f"muster:unacked:{gone.name}", f"muster:unacked:{gone.name}:index")
     assert forget(redis_server, "gone") == {"back": 0, "gone": 0}
