@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -88,7 +89,10 @@ class Figures(Collector):
             yield GaugeMetricFamily(metric, text, value=figure)
         events = CounterMetricFamily("muster_task_events", "Failures, retries, duplicates", labels=["event", "task"])
         for key, times in client.hgetall(COUNTS).items():
-            events.add_metric(key.split("|", 1), float(times))
+            event, _, task = key.partition("|")
+            # Whoever has the app's login may write here what is no number.
+            with suppress(ValueError):
+                events.add_metric([event, task], float(times))
         yield events
 
     def _age(self, key: str) -> float:

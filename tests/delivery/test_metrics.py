@@ -158,8 +158,9 @@ def test_the_worker_of_a_laptop_that_left_is_gone_and_not_down(figure: Scrape, r
 
 def test_what_is_no_text_hides_nothing(figure: Scrape, redis_server: RedisServer) -> None:
     redis_server.client.rpush("data", b"\xff\xfe")
-    redis_server.client.hset("muster:counts", b"\xff|x", 1)
+    redis_server.client.hset("muster:counts", mapping={b"\xff|x": 1, "nothing": 2, "failed|y": "many", "failed|z": 3})
     assert figure("muster_queue_length", queue="default", priority="low") == 0
+    assert figure("muster_task_events_total", event="failed", task="z") == 3
 
 
 def test_beat_with_nothing_to_send_is_seen(figure: Scrape, redis_server: RedisServer) -> None:
