@@ -33,7 +33,8 @@ class Lab:
     def __init__(self, name: str, head: str = "head") -> None:
         self.name, self.head = name, head
         self.frozen: dict[str, list[str]] = {}
-        inventories = ("inventory/lab/groups.yml", f"molecule/{name}/inventory/hosts.yml")
+        # The folder, as an operator gives it: add-laptop.yml writes laptops.yml there.
+        inventories = ("inventory/lab/groups.yml", "inventory/lab/machine.py", f"molecule/{name}/inventory")
         self.inventory = [part for path in inventories for part in ("-i", path)]
         self.environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), MOLECULE_SCENARIO_NAME=name)
 

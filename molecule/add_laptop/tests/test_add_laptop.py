@@ -19,12 +19,6 @@ from celery_lab import REDIS, ROOT, SECRETS, Broker, secret
 from ray_lab import Lab, until
 
 LAB = Lab("add_laptop")
-# Playbooks write laptops.yml into the inventory's folder, so they are given that, as an operator does.
-LAB.inventory = [
-    part
-    for path in ("inventory/lab/groups.yml", "inventory/lab/machine.py", "molecule/add_laptop/inventory")
-    for part in ("-i", path)
-]
 BROKER = Broker(LAB)
 FILE = ROOT / "molecule/add_laptop/inventory/laptops.yml"
 LAPTOPS = {"anna": "172.30.83.101", "bert": "172.30.83.102"}

@@ -290,3 +290,37 @@ def test_a_bad_setting_gets_one_line_and_changes_nothing(arguments: list[str], w
     for word in words:
         assert word in run.stdout + run.stderr
     assert not any(changed(run.stdout).values()), run.stdout[-3000:]
+
+
+WHERE = """
+import json, time
+from ray_jobs import guests
+def where(number):
+    import ray
+    time.sleep(1)
+    return ray.get_runtime_context().get_node_labels()["host"]
+plain = ray.get([ray.remote(where).options(scheduling_strategy="SPREAD").remote(n) for n in range(12)])
+bears = guests.each(where, [(n,) for n in range(12)])
+print(json.dumps([sorted(set(plain)), sorted(set(bears))]))
+"""
+
+
+def test_a_laptop_that_joins_with_ray_gets_what_bears_repetition_and_nothing_else() -> None:
+    file = ROOT / "molecule/cluster/inventory/laptops.yml"
+    file.unlink(missing_ok=True)
+    run = LAB.play("add-laptop.yml", "-e", "host=guest", "-e", "ray=true", "-e", "cpus=1", "-e", "memory=1G")
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert "guest: {ansible_host: 172.30.90.102, ray_on_laptop: true, ray_worker_cpus: 1," in file.read_text()
+    until(120, "its Ray is there", lambda: "guest/worker-1" in LAB.nodes())
+    plain, bears = json.loads(LAB.driver(WHERE).splitlines()[-1])
+    assert "guest" not in plain and "guest" in bears, (plain, bears)
+    again = LAB.play("add-laptop.yml", "-e", "host=guest")
+    assert again.returncode == 0 and not any(changed(again.stdout).values()), again.stdout[-4000:]
+    LAB.freeze("guest")
+    try:
+        run = LAB.play("remove-laptop.yml", "-e", "host=guest", "-e", "lost=true")
+        assert run.returncode == 0, run.stdout[-4000:]
+        assert "It knew the token of Ray" in run.stdout and "guest" not in file.read_text()
+        until(120, "Ray has given it up", lambda: "guest/worker-1" not in LAB.nodes())
+    finally:
+        LAB.thaw("guest")
