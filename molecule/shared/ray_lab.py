@@ -107,7 +107,14 @@ class Lab:
         With version 1 of cgroups its containers are beside it and not below it: `docker pause` leaves them running.
         """
         self.frozen[host] = self.on(host, "docker", "ps", "--quiet", "--no-trunc").split()
-        subprocess.run(["docker", "pause", f"{self.name}-{host}"], check=True, capture_output=True)
+
+        def pause() -> bool:
+            done = subprocess.run(["docker", "pause", f"{self.name}-{host}"], capture_output=True, text=True)
+            assert not done.returncode, done.stderr
+            return True
+
+        # Where many processes start at that moment the kernel may not catch them all, and Docker gives up.
+        until(30, f"{host} stands still", pause)
         self._freezer(host, "FROZEN")
 
     def thaw(self, host: str) -> None:
