@@ -456,16 +456,16 @@ def test_a_sleep_waits_for_the_services_and_no_longer_than_it_must(running: Path
         text=True,
     )
     while json.loads((running / "want").read_text())["work"]:
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
         time.sleep(0.02)
     assert waiting.poll() is None, "it waits for the worker"
     said.write_text(json.dumps({"work": False, "running": [], "at": time.time()}))
-    assert "let go after" in waiting.communicate(timeout=5)[0]
+    assert "let go after" in waiting.communicate(timeout=20)[0]
     assert json.loads((running / "want").read_text())["why"] == "going to sleep"
     said.write_text(json.dumps({"work": True, "running": [], "at": time.time()}))
     start = time.monotonic()
     assert "celery_default-data did not let go" in run("sleep", folder=running).stdout
-    assert 4 < time.monotonic() - start < 7
+    assert 4 < time.monotonic() - start < 20
 
 
 def test_without_the_agent_one_line_says_so_and_a_sleep_is_announced_all_the_same(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_pause_lets_end_what_runs_and_takes_nothing_more(app: Any, laptop: Lap
     held = begun(app, laptop)
     until(lambda: [task["id"] for task in laptop.said["running"]] == [held.id], "it says what runs")
     laptop.want(False, 30)
-    until(lambda: laptop.worker.said("Warm shutdown"), "the worker was told", 3)
+    until(lambda: laptop.worker.said("Warm shutdown"), "the worker was told")
     waiting = app.send_task("t.note", ["later"])
     assert laptop.said["work"], "something still runs"
     laptop.client.set("open:x", 1)
@@ -81,16 +81,16 @@ def test_a_pause_lets_end_what_runs_and_takes_nothing_more(app: Any, laptop: Lap
     assert time.time() - laptop.said["at"] < 6
     assert (laptop.worker.process.poll(), waiting.state) == (None, "PENDING")
     laptop.want(True)
-    until(lambda: laptop.said["work"], "it works", 3)
+    until(lambda: laptop.said["work"], "it works", 20)
     assert waiting.get(timeout=30) == "later"
 
 
 def test_a_pause_that_gets_shorter_gives_back_at_once_and_blames_nobody(app: Any, laptop: Laptop) -> None:
     held = begun(app, laptop)
     laptop.want(False, 60)
-    until(lambda: laptop.worker.said("Warm shutdown"), "the worker was told", 3)
+    until(lambda: laptop.worker.said("Warm shutdown"), "the worker was told")
     laptop.want(False, 1)
-    until(laptop.rests, "it rests", 4)
+    until(laptop.rests, "it rests", 20)
     assert (laptop.held, laptop.client.llen("default")) == (0, 1)
     assert deaths(laptop.client, held) is None
     laptop.want(True)
@@ -169,7 +169,7 @@ def test_who_reaps_a_laptop_counts_no_death(redis_server: RedisServer, host: str
 
 def test_a_laptop_that_rests_can_be_told_to_end(laptop: Laptop) -> None:
     laptop.want(False)
-    until(laptop.rests, "it rests", 5)
+    until(laptop.rests, "it rests", 20)
     assert laptop.worker.stop() == 0
     laptop.worker.start()
-    until(lambda: laptop.healthy() and laptop.rests(), "it rests from the start", 10)
+    until(lambda: laptop.healthy() and laptop.rests(), "it rests from the start", 30)

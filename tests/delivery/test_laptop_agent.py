@@ -15,6 +15,8 @@ from celery_app import hosts
 from tests.delivery.conftest import RedisServer, Worker, until
 from tests.test_laptop_agent import agent
 
+# Earlier than a report that is due anyway.
+AT_ONCE = agent.REPORT - 2
 REPORT = {"state": "ready", "why": "", "battery": 80, "plugged": True, "lid": "open", "address": "10.0.0.85"}
 
 
@@ -44,7 +46,7 @@ def told(server: RedisServer) -> dict[str, Any]:
 def test_the_report_is_what_the_others_read(broker: Any, redis_server: RedisServer) -> None:
     assert agent.LAPTOPS == hosts.LAPTOPS
     broker.post(REPORT)
-    until(lambda: told(redis_server), "it has reported", 5)
+    until(lambda: told(redis_server), "it has reported", 20)
     found = hosts.parse(json.dumps(told(redis_server)), time.time())
     assert found and (found.state, found.battery, found.address) == ("ready", 80, "10.0.0.85")
     assert abs(found.at - time.time()) < 2
@@ -53,14 +55,14 @@ def test_the_report_is_what_the_others_read(broker: Any, redis_server: RedisServ
 
 def test_a_change_is_told_at_once_and_since_is_when_it_changed(broker: Any, redis_server: RedisServer) -> None:
     broker.post(REPORT)
-    until(lambda: told(redis_server), "it has reported", 5)
+    until(lambda: told(redis_server), "it has reported", 20)
     first = told(redis_server)
     broker.post({**REPORT, "battery": 79})
-    until(lambda: told(redis_server)["battery"] == 79, "it has reported", 3)
+    until(lambda: told(redis_server)["battery"] == 79, "it has reported", AT_ONCE)
     assert told(redis_server)["since"] == first["since"]
     assert told(redis_server)["at"] > first["at"]
     broker.post({**REPORT, "state": "draining", "why": "on battery"})
-    until(lambda: told(redis_server)["state"] == "draining", "it has reported", 3)
+    until(lambda: told(redis_server)["state"] == "draining", "it has reported", AT_ONCE)
     assert told(redis_server)["since"] > first["since"]
 
 
@@ -77,12 +79,12 @@ def test_a_broker_that_was_away_is_told_when_it_is_back(
     broker: Any, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.post(REPORT)
-    until(lambda: told(redis_server), "it has reported", 5)
+    until(lambda: told(redis_server), "it has reported", 20)
     redis_server.kill()
     broker.post({**REPORT, "battery": 50})
-    until(lambda: broker.error, "it has noticed", 5)
+    until(lambda: broker.error, "it has noticed", 20)
     redis_server.start()
-    until(lambda: told(redis_server)["battery"] == 50, "it has reported", 10)
+    until(lambda: told(redis_server)["battery"] == 50, "it has reported", 20)
     assert not broker.error
 
 
@@ -93,8 +95,8 @@ def test_nobody_waits_for_a_broker_that_says_nothing() -> None:
         start = time.monotonic()
         found.post(REPORT)
         assert not found.wait_sent(REPORT, 0.2)
-        assert time.monotonic() - start < 1
-        until(lambda: "timed out" in found.error, "it has given up", 5)
+        assert time.monotonic() - start < agent.ANSWER
+        until(lambda: "timed out" in found.error, "it has given up", 20)
         hush(found)
 
 
@@ -125,9 +127,9 @@ def test_agent_and_worker_together(
     held = app.send_task("t.gate", ["x"])
     until(lambda: client.llen("began") == 1, "the task began")
     one.obey(["pause"], root=False)
-    until(lambda: agent.services(folder)["celery_default"]["work"] is False, "it rests", 5)
+    until(lambda: agent.services(folder)["celery_default"]["work"] is False, "it rests", 20)
     assert client.hlen(f"muster:unacked:{lap.name}") == 0
-    until(lambda: json.loads(client.hget(agent.LAPTOPS, "lap"))["state"] == "draining", "it says so", 3)
+    until(lambda: json.loads(client.hget(agent.LAPTOPS, "lap"))["state"] == "draining", "it says so", AT_ONCE)
     one.obey(["resume"], root=False)
     client.set("open:x", 1)
     assert held.get(timeout=30) == "x"
