@@ -127,7 +127,7 @@ def test_what_is_held_and_nobody_knows_goes_back(
     app: Any, worker: Callable[..., Worker], redis_server: RedisServer
 ) -> None:
     """As after an answer that was lost; what the worker does have stays its own."""
-    one, client = worker("one", lease=6).ready(), redis_server.client
+    one, client = worker("one", lease=12).ready(), redis_server.client
     running = app.send_task("t.gate", ["x"])
     until(lambda: client.llen("began") == 1, "the task began")
     lost = app.send_task("t.note", ["lost"], queue="elsewhere")
