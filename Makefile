@@ -46,12 +46,14 @@ unit: venv ## the tests that need no container
 	@scripts/run_tests.py unit
 
 test: machine ## lint, unit tests and every Molecule scenario (SCENARIO=ufw: that one only)
-	@scripts/base-images
+	@scripts/bootstrap browser
+	scripts/base-images
 	scripts/run_tests.py $(if $(SCENARIO),scenario:$(SCENARIO))
 
 soak: machine ## the drills, longer: 10,000 tasks, laptops that sleep 20 times; again and again (ROUNDS=5)
-	@scripts/base-images
-	export DRILL_TASKS=$${DRILL_TASKS:-10000} CYCLES=$${CYCLES:-20} TEST_LANES=1
+	@scripts/bootstrap browser
+	scripts/base-images
+	export SOAK=1 DRILL_TASKS=$${DRILL_TASKS:-10000} CYCLES=$${CYCLES:-20} TEST_LANES=1
 	for round in $$(seq $${ROUNDS:-5}); do
 	  echo "round $$round of $${ROUNDS:-5}"
 	  scripts/run_tests.py scenario:cluster scenario:laptop_sleep

@@ -34,7 +34,7 @@ from celery import Celery  # noqa: E402
 
 URL = os.environ.get("MUSTER_REDIS_URL", "")
 KIND = os.environ.get("BENCH_KIND", "")
-PARTS = ("claim", "started", "events", "extended", "take", "store", "prefetch 1")
+PARTS = ("claim", "started", "events", "extended", "take", "store", "counts", "prefetch 1")
 VARIANTS = ("stock", "by hand", "ours", *(f"ours without {part}" for part in PARTS), "ours without all")
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -42,6 +42,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 def ours(without: str) -> Any:
     """Our app, and the class of its tasks, but for one part or all."""
     from celery_app import app
+    from celery_app.results import Backend
     from celery_app.task import MusterTask
 
     conf = {
@@ -56,6 +57,10 @@ def ours(without: str) -> Any:
             app.conf.update(conf.get(part, {}))
     if without in ("store", "all"):
         app.loader.override_backends = {}
+    if without in ("store", "counts", "all"):
+        # What stores does not count then, and nothing does so in its place.
+        Backend.counts = False  # type: ignore[assignment]
+        del MusterTask.on_success
     if without in ("claim", "all"):
         MusterTask._claim = lambda *_: None  # type: ignore[method-assign]
     return app

@@ -1,7 +1,8 @@
 """Measure the cluster that `make up` made and keep the figures: bench/figures.json, printed as a table.
 
-`python bench/run.py` measures everything that exists; name some (`rerun scale code hello memory overhead tls
-celery laptops`) for less. Times are of this machine and this hour: the ratios in the last column are what to compare.
+`python bench/run.py` measures everything that exists; name some (`rerun scale code hello memory overhead
+tls celery laptops watched`) for less. Times are of this machine and this hour: the ratios in the last column are what
+to compare.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "molecule/shared"))
 from ray_lab import Lab  # noqa: E402
+from watched import watched  # noqa: E402
 
 FIGURES = ROOT / "bench/figures.json"
 OLD_HELLO = 0.98  # tasks/s of the deployment that Muster replaces, 20 tasks of 1,000,000 iterations
@@ -272,8 +274,9 @@ def laptops() -> Figure:
     return figures
 
 
-MEASURES: dict[str, Callable[[], Figure]] = {
-    measure.__name__: measure for measure in (rerun, scale, code, hello, memory, overhead, tls, celery, laptops)
+MEASURES: dict[str, Callable[[], Mapping[str, object]]] = {
+    measure.__name__: measure
+    for measure in (rerun, scale, code, hello, memory, overhead, tls, celery, laptops, watched)
 }
 
 
@@ -286,7 +289,7 @@ def main() -> None:
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for name in chosen:
         print(f"{name}: {MEASURES[name].__doc__}", flush=True)
-        figures[name] = MEASURES[name]() | {"on": time.strftime("%Y-%m-%d")}
+        figures[name] = dict(MEASURES[name]()) | {"on": time.strftime("%Y-%m-%d")}
         print(json.dumps(figures[name], indent=2), flush=True)
         FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
 

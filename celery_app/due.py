@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -29,11 +29,31 @@ def latest(entry: Mapping[str, Any], after: datetime, until: datetime, zone: str
     day = until.astimezone(place).date()
     first = after.astimezone(place).date() - DAY
     while day >= first:
-        due = [moment for moment in _of_day(crontab, day.year, day.month, day.day, place) if after < moment <= until]
+        due = _within(crontab, day, place, after, until)
         if due:
             return max(due)
         day -= DAY
     return None
+
+
+def times(entry: Mapping[str, Any], after: datetime, until: datetime, zone: str = "UTC") -> int:
+    """How often it is due in (after, until]."""
+    if "every" in entry:
+        every = float(entry["every"])
+        return int(until.timestamp() // every - after.timestamp() // every)
+    crontab, place = fields(str(entry["crontab"])), ZoneInfo(str(entry.get("timezone") or zone))
+    day, found = until.astimezone(place).date(), 0
+    while day >= after.astimezone(place).date() - DAY:
+        found += len(_within(crontab, day, place, after, until))
+        day -= DAY
+    return found
+
+
+def _within(
+    crontab: list[frozenset[int]], day: date, place: ZoneInfo, after: datetime, until: datetime
+) -> set[datetime]:
+    """Two wall-clock times that a change of the clock makes one are one."""
+    return {moment for moment in _of_day(crontab, day.year, day.month, day.day, place) if after < moment <= until}
 
 
 def fields(text: str) -> list[frozenset[int]]:

@@ -22,9 +22,10 @@ from prometheus_client.registry import Collector
 from celery_app.config import HELD, PRIORITIES, Settings, list_key
 from celery_app.hosts import LAPTOPS, SERVERS, STATES, described
 from celery_app.lease import COUNTS, DEAD, LEASES, connect
-from celery_app.schedule import LEADER, TICK
+from celery_app.schedule import LEADER, OUTCOMES, TICK, TICKS
 
 QUEUES = ("default", "data", "ml")
+EVENTS = ("succeeded", "failed", "dead", "retried", "duplicate")
 # Whoever has the app's login can name a host: what may become a label, and how many.
 HOST, MOST_HOSTS = re.compile(r"[A-Za-z0-9_.:-]{1,64}"), 500
 
@@ -65,19 +66,21 @@ class Figures(Collector):
             oldest.add_metric([queue], max(ages))
         yield length
         yield oldest
-        running = GaugeMetricFamily("muster_tasks_running", "Messages that a worker holds", labels=["worker"])
-        alive = GaugeMetricFamily("muster_worker_up", "Whether its lease is good", labels=["worker"])
-        lease = GaugeMetricFamily("muster_worker_lease_seconds", "How long its lease is good", labels=["worker"])
+        labels = ["worker", "host", "kind"]
+        running = GaugeMetricFamily("muster_tasks_running", "Messages that a worker holds", labels=labels)
+        alive = GaugeMetricFamily("muster_worker_up", "Whether its lease is good", labels=labels)
+        lease = GaugeMetricFamily("muster_worker_lease_seconds", "How long its lease is good", labels=labels)
         now = float(client.time()[0])
         leases = dict(client.zrange(LEASES, 0, -1, withscores=True))
         heard = dict(client.zrange(SERVERS, 0, -1, withscores=True))
         hosts = described(client.hgetall(LAPTOPS), heard, leases, now)
         self.workers = {name for name in self.workers if name.partition("/")[0] in hosts} | set(leases)
         for worker in sorted(self.workers):
-            left = leases.get(worker, now) - now
-            alive.add_metric([worker], int(left > 0))
-            lease.add_metric([worker], left)
-            running.add_metric([worker], client.hlen(f"{HELD}{worker}"))
+            left, host = leases.get(worker, now) - now, worker.partition("/")[0]
+            whose = [worker, host, hosts[host]["kind"] if host in hosts else "server"]
+            alive.add_metric(whose, int(left > 0))
+            lease.add_metric(whose, left)
+            running.add_metric(whose, client.hlen(f"{HELD}{worker}"))
         yield from (running, alive, lease)
         yield from host_figures(hosts, now)
         for metric, figure, text in (
@@ -87,13 +90,7 @@ class Figures(Collector):
             ("muster_beat_last_tick", float(client.get(TICK) or 0), "When beat last looked at the schedule"),
         ):
             yield GaugeMetricFamily(metric, text, value=figure)
-        events = CounterMetricFamily("muster_task_events", "Failures, retries, duplicates", labels=["event", "task"])
-        for key, times in client.hgetall(COUNTS).items():
-            event, _, task = key.partition("|")
-            # Whoever has the app's login may write here what is no number.
-            with suppress(ValueError):
-                events.add_metric([event, task], float(times))
-        yield events
+        yield from counters(client.hgetall(COUNTS), client.hgetall(TICKS))
 
     def _age(self, key: str) -> float:
         text = self.client.lindex(key, -1)
@@ -103,6 +100,30 @@ class Figures(Collector):
         if self.waits.get(key, (0, 0.0))[0] != hash(text):
             self.waits[key] = (hash(text), time.monotonic())
         return time.monotonic() - self.waits[key][1]
+
+
+def counters(counts: dict[str, str], ticks: dict[str, str]) -> Iterator[Metric]:
+    """What was counted, by task, and in all: these are there from the start, so that a first failure is an increase."""
+    events = CounterMetricFamily("muster_task_events", "What became of tasks", labels=["event", "task"])
+    total = dict.fromkeys(EVENTS, 0.0)
+    for key, times in counts.items():
+        event, _, task = key.partition("|")
+        # Whoever has the app's login may write here what is no number.
+        with suppress(ValueError, OverflowError):
+            number = float(int(times))
+            events.add_metric([event, task], number)
+            if event in total:
+                total[event] += number
+    yield events
+    tasks = CounterMetricFamily("muster_tasks", "What became of tasks, all together", labels=["state"])
+    for state, number in total.items():
+        tasks.add_metric([state], number)
+    yield tasks
+    due = CounterMetricFamily("muster_schedule_ticks", "Times at which the schedule was due", labels=["result"])
+    for outcome in OUTCOMES:
+        with suppress(ValueError, OverflowError):
+            due.add_metric([outcome], float(int(ticks.get(outcome, 0))))
+    yield due
 
 
 def host_figures(hosts: dict[str, dict[str, Any]], now: float) -> Iterator[Metric]:

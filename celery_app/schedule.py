@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from typing import Any
 import redis
 
 from celery_app.config import PRIORITIES, Settings
-from celery_app.due import latest
+from celery_app.due import latest, times
 from celery_app.lease import connect
 
 LEADER, LAST, TICK = "muster:beat:leader", "muster:beat:last", "muster:beat:tick"
+# Hash: what became of the times at which something was due, and how many they are.
+TICKS, OUTCOMES = "muster:beat:ticks", ("sent", "late", "missed")
 # The container is healthy while it is fresh (roles/celery_beat).
 ALIVE = Path("/tmp/muster-beat")
 TERM = 15000
@@ -43,6 +45,7 @@ REMEMBER = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[2], ARGV[2], ARGV[3]) end
 redis.call('SET', KEYS[3], ARGV[4])
+for i = 5, #ARGV, 2 do redis.call('HINCRBY', KEYS[4], ARGV[i], ARGV[i + 1]) end
 return 1
 """
 RESIGN = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -70,16 +73,24 @@ class Beat:
             self.seen.clear()
             return 0
         last, sent = self.client.hgetall(LAST), 0
+        looked = self._looked()
         for entry in self.entries:
             try:
-                sent += self._entry(entry, last.get(entry["name"]), now)
+                sent += self._entry(entry, last.get(entry["name"]), looked, now)
             except Exception:
                 # It is tried again at the next look, and the others do not wait for it.
                 logger.exception("%s could not be sent", entry["name"])
         self._remember("", now, now)
         return sent
 
-    def _entry(self, entry: dict[str, Any], last: str | None, now: datetime) -> int:
+    def _looked(self) -> datetime:
+        """When somebody last looked; whoever has the app's login may write there what is no time."""
+        try:
+            return datetime.fromtimestamp(float(self.client.get(TICK) or 0), UTC)
+        except (ValueError, OverflowError):
+            return datetime.fromtimestamp(0, UTC)
+
+    def _entry(self, entry: dict[str, Any], last: str | None, looked: datetime, now: datetime) -> int:
         name = entry["name"]
         if last is None:
             # New: what was due before it was written down is not missed.
@@ -95,12 +106,18 @@ class Beat:
         if wanted:
             self.send(entry, tick_id(name, due))
         logger.info("%s of %s %s", name, due.isoformat(), "sent" if wanted else f"skipped, {late:.0f} s late")
-        self._remember(name, due, now)
+        # However many times were due since somebody looked, the last one stands for all. An entry that was given other
+        # times has missed none of them before.
+        missed = times(entry, max(done, self.seen.get(name, looked)), due, self.zone) - int(wanted)
+        counted = {"sent": int(wanted and late <= MISSED), "late": int(wanted and late > MISSED), "missed": missed}
+        self._remember(name, due, now, counted)
         return int(wanted)
 
-    def _remember(self, name: str, due: datetime, now: datetime) -> None:
-        values = (self.token, name, due.isoformat(), now.timestamp())
-        self.client.eval(REMEMBER, 3, LEADER, LAST, TICK, *values)
+    def _remember(self, name: str, due: datetime, now: datetime, counted: Mapping[str, int] | None = None) -> None:
+        values: list[Any] = [self.token, name, due.isoformat(), now.timestamp()]
+        for outcome, number in (counted or {}).items():
+            values += [outcome, number] if number > 0 else []
+        self.client.eval(REMEMBER, 4, LEADER, LAST, TICK, TICKS, *values)
 
     def resign(self) -> None:
         """Let another instance go on at once."""

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, get_type_hints
 
 from celery import Task
+from celery.app.trace import get_actual_ignore_result
 from celery.exceptions import Ignore, Reject
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -64,6 +65,11 @@ class MusterTask(Task):
                 logger.warning("%s[%s]: the next attempt waits: %s", self.name, self.request.id, refused.reason)
                 time.sleep(1)
 
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        # Where our backend stores the result it has counted (results.py).
+        if not getattr(self.backend, "counts", False) or get_actual_ignore_result(self, self.request):
+            count("succeeded", self.name)
+
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         count("failed", self.name)
 
@@ -105,6 +111,7 @@ class MusterTask(Task):
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         patiently(lambda client: client.eval(NOTE, 1, DEAD, "HSET", DEAD, request.id, json.dumps(letter)))
+        count("dead", self.name)
         logger.error("%s[%s] is a dead letter: %s", self.name, request.id, reason)
         error = RuntimeError(f"dead letter: {reason}; see `muster dead show {request.id}`")
         self.backend.mark_as_failure(request.id, error, request=request)
@@ -167,7 +174,7 @@ def refuse_far(countdown: float | None, eta: Any, most: int) -> None:
 
 
 def count(what: str, task: str) -> None:
-    """For the metrics; what is counted is rare."""
+    """For the metrics; what is counted is rare, or costs no less otherwise."""
     patiently(lambda client: client.eval(NOTE, 1, COUNTS, "HINCRBY", COUNTS, f"{what}|{task}", 1))
 
 

@@ -22,6 +22,20 @@ ON_RAY_CONCURRENCY = 2
 MOST_BY_DEFAULT = 8
 # A rewrite of Redis' log may copy all that it holds.
 REDIS_COPIES, REDIS_OVERHEAD = 2, 64 * MIB
+# Beside it in roles/celery_redis/templates/compose.yml.j2.
+REDIS_EXPORTER = 64 * MIB
+
+# The small services, and how many processes of its size each is.
+SERVICES = {
+    "celery_beat": 1,
+    "celery_metrics": 1,
+    "flower": 1,
+    "prometheus": 1,
+    "alertmanager": 1,
+    "node_exporter": 1,
+    "gateway": 2,
+    "grafana": 1,
+}
 
 
 class CeleryWorker(TypedDict):
@@ -78,10 +92,10 @@ def reserve_of(
 
 
 def celery_reserve(variables: Mapping[str, Any], groups: Collection[str], cpus: object, host: str = "") -> list[int]:
-    """Bytes that Celery's services take of a host, so that Ray's workers leave them alone."""
+    """Bytes that Celery and the small services take of a host, so that Ray's workers leave them alone."""
     taken: list[int] = []
     if "celery_redis" in groups:
-        taken.append(redis_limit(inventory.value(variables, "celery_redis_memory", 0), host=host))
+        taken.append(redis_limit(inventory.value(variables, "celery_redis_memory", 0), host=host) + REDIS_EXPORTER)
     if "celery_worker" in groups:
         workers = celery_workers(
             inventory.value(variables, "celery_workers"),
@@ -91,10 +105,11 @@ def celery_reserve(variables: Mapping[str, Any], groups: Collection[str], cpus: 
             host=host,
         )
         taken += [worker["memory"] for worker in workers]
-    for group in ("celery_beat", "celery_metrics", "flower"):
+    for group, processes in SERVICES.items():
         if group in groups:
             name = f"{group}_memory"
-            taken.append(sizing.parse_memory(inventory.value(variables, name, 0), what=name, host=host))
+            size = sizing.parse_memory(inventory.value(variables, name, 0), what=name, host=host)
+            taken.append(size * processes)
     return taken
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from muster import celery_sizing, celery_times, inventory, ports, sizing
+from muster import celery_sizing, celery_times, inventory, logins, messages, ports, sizing
 from muster.celery_schedule import schedule_mistakes, zone_exists
 from muster.errors import MusterError
 from muster.known import CONNECTION, Known
@@ -69,6 +69,8 @@ def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list
         *_times(inv),
         *_schedules(inv),
         *_laptops(inv),
+        *_gateway(inv),
+        *_messages(inv),
         *_secrets(inv),
     ]
     if validate:
@@ -243,8 +245,8 @@ def _refuse_too_much(kept: int, celery: int, memory: int, host: str) -> None:
     """Without Ray workers nothing shrinks to make room."""
     if celery and kept > memory:
         raise MusterError(
-            f"Celery asks for {sizing.human(celery)} of memory and {sizing.human(kept - celery)} are kept for the "
-            f"host, which has {sizing.human(memory)}",
+            f"Celery and the small services ask for {sizing.human(celery)} of memory and {sizing.human(kept - celery)} "
+            f"are kept for the host, which has {sizing.human(memory)}",
             fix="lower concurrency or memory in celery_workers, or celery_redis_memory",
             host=host,
         )
@@ -401,6 +403,26 @@ def _laptops(inv: Inventory) -> Iterator[Problem]:
                 good = False
             if not good:
                 yield Problem(host, f"{name} is {given!r}", f"give {unit} from {least} to {most}")
+
+
+def _gateway(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.in_this_run("gateway"):
+        if host not in inv.members("ray_head"):
+            yield Problem(
+                host, "is the gateway and not Ray's head, whose pages are on loopback", "put Ray's head into gateway"
+            )
+        for problem, fix in logins.mistakes(inv.hostvars[host]):
+            yield Problem(host, problem, fix)
+
+
+def _messages(inv: Inventory) -> Iterator[Problem]:
+    """Whoever is to be told must be reachable, and Celery's tasks send mail by the same server."""
+    for host in inv.in_this_run("cluster"):
+        for problem, fix in messages.smtp_mistakes(inv.hostvars[host], "celery_smtp_url"):
+            yield Problem(host, problem, fix)
+    for host in inv.in_this_run("alertmanager"):
+        for problem, fix in messages.receiver_mistakes(inv.hostvars[host]):
+            yield Problem(host, problem, fix)
 
 
 def _secrets(inv: Inventory) -> Iterator[Problem]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from muster.tables import Screen
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 SHOWN_TASKS = 2
@@ -22,13 +24,6 @@ def span(seconds: float) -> str:
         elif parts:
             break
     return " ".join(parts[:2])
-
-
-def columns(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows as lines with aligned columns."""
-    table = [list(map(str, row)) for row in rows]
-    widths = [max(len(row[index]) for row in table) for index in range(len(table[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def tasks(held: Sequence[Mapping[str, str]], most: int) -> str:
@@ -59,47 +54,62 @@ def removal(name: str) -> str:
     return f"ansible-playbook remove-laptop.yml -e host={name} -e lost=true"
 
 
-def laptops(planned: Mapping[str, str], seen: Mapping[str, Any]) -> str:
-    """The screen. planned: address by name, from the inventory; seen: what `python -m celery_app.status` said."""
+def facts(planned: Mapping[str, str], seen: Mapping[str, Any]) -> dict[str, Any]:
+    """planned: address by name, from the inventory; seen: what `python -m celery_app.status` said."""
     now, hosts = float(seen["now"]), seen["hosts"]
     known = {name: host for name, host in hosts.items() if host["kind"] == "laptop"}
-    names = [*planned, *sorted(set(known) - set(planned))]
-    if not names:
-        return "There are no laptops. Add one: ansible-playbook add-laptop.yml -e host=ADDRESS"
-    rows: list[tuple[str, ...]] = [("laptop", "state", "for", "why", "battery", "address", "works on")]
-    hints = []
-    for name in names:
+    laptops, notes = [], []
+    for name in [*planned, *sorted(set(known) - set(planned))]:
         host = known.get(name)
-        if host is None:
-            rows.append((name, "unknown", "-", "it never reported", "-", planned[name] or "-", "-"))
-            if name in hosts:
-                hints.append(f"{name}: it is a laptop here and was a server: run site.yml --limit {name}")
-            else:
-                hints.append(f"{name}: it never reported: when it is on, run site.yml --limit {name}")
-            continue
-        rows.append(
-            (
-                name,
-                host["state"],
-                span(now - host["since"]) if host["since"] is not None else "-",
-                host["why"] or "-",
-                power(host),
-                host["address"] or planned.get(name) or "-",
-                tasks(host["tasks"], SHOWN_TASKS),
-            )
+        since = host["since"] if host else None
+        laptops.append(
+            {
+                "name": name,
+                "state": host["state"] if host else "unknown",
+                "for_seconds": None if since is None else max(0.0, now - since),
+                "why": host["why"] if host else "it never reported",
+                "battery_percent": host["battery"] if host else None,
+                "plugged": host["plugged"] if host else None,
+                "address": (host["address"] if host else "") or planned.get(name) or "",
+                "tasks": [dict(task) for task in host["tasks"]] if host else [],
+            }
         )
-        if name not in planned:
-            hints.append(
+        if host is None and name in hosts:
+            notes.append(f"{name}: it is a laptop here and was a server: run site.yml --limit {name}")
+        elif host is None:
+            notes.append(f"{name}: it never reported: when it is on, run site.yml --limit {name}")
+        elif name not in planned:
+            notes.append(
                 f"{name}: not a laptop of this inventory: name the right one with -i, or revoke what is left of it: "
                 + removal(name)
             )
         elif host["state"] == "lost":
-            hints.append(f"{name}: lost: if it does not come back, revoke its credentials: {removal(name)}")
-    return "\n".join([*columns(rows), *([""] if hints else []), *hints])
+            notes.append(f"{name}: lost: if it does not come back, revoke its credentials: {removal(name)}")
+    return {"laptops": laptops, "notes": notes}
 
 
-def power(host: Mapping[str, Any]) -> str:
+def shown(facts: Mapping[str, Any]) -> Screen:
+    """A line for each, then what to do."""
+    if not facts["laptops"]:
+        return ["There are no laptops. Add one: ansible-playbook add-laptop.yml -e host=ADDRESS"]
+    rows = [("laptop", "state", "for", "why", "battery", "address", "works on")]
+    rows += [
+        (
+            laptop["name"],
+            laptop["state"],
+            "-" if laptop["for_seconds"] is None else span(laptop["for_seconds"]),
+            laptop["why"] or "-",
+            power(laptop),
+            laptop["address"] or "-",
+            tasks(laptop["tasks"], SHOWN_TASKS),
+        )
+        for laptop in facts["laptops"]
+    ]
+    return [rows, *facts["notes"]]
+
+
+def power(laptop: Mapping[str, Any]) -> str:
     """As in "80 %, plugged in"; of a laptop that is silent, as it last said."""
-    level = f"{host['battery']:.0f} %" if host["battery"] is not None else ""
-    mains = {True: "plugged in", False: "unplugged"}.get(host["plugged"], "")
+    level = f"{laptop['battery_percent']:.0f} %" if laptop["battery_percent"] is not None else ""
+    mains = {True: "plugged in", False: "unplugged"}.get(laptop["plugged"], "")
     return ", ".join(part for part in (level, mains) if part) or "-"

@@ -140,6 +140,10 @@ def arguments(
 ) -> dict[str, str]:
     """Those that have a value, as text. Anything else that -e sets must be a variable that a role knows."""
     for name in sorted(extra):
+        if name == "_raw_params":  # Ansible's name for words of -e without an equals sign.
+            raise wrong(
+                "-e has a word that belongs to no argument", "quote spaces once more, as in -e 'why=\"new disk\"'"
+            )
         if name not in mine and name not in known:
             close = meant(name, [*mine, *known])
             fix = f"write {close}" if close and close not in extra else "leave it out"

@@ -21,7 +21,7 @@ RAY_NODE_PORTS = (
     "dashboard_agent_grpc",
     "metrics_export",
 )
-KEYS = {"port", "ports", "proto", "at", "from", "from_variable", "why", "worker_ports"}
+KEYS = {"port", "ports", "proto", "at", "from", "from_variable", "why", "worker_ports", "metrics"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Entry:
     sources_variables: tuple[str, ...]
     why: str
     worker_ports: int
+    # Where Prometheus finds figures there; nothing: there are none.
+    metrics: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,9 @@ def _entry(name: str, line: Any) -> Entry:
         raise wrong(f"has the ports {as_ports(first, last)}", "use ports from 1 to 65535, the lower first")
     if name == RAY_NODE and worker_ports < 1:
         raise wrong(f"has worker_ports {worker_ports}", "give every Ray node some ports for its processes")
+    metrics = str(line.get("metrics") or "")
+    if metrics and not metrics.startswith("/"):
+        raise wrong(f"has metrics {metrics}", "write the path, as in metrics: /metrics")
     proto = str(line.get("proto", "tcp"))
     if proto not in ("tcp", "udp"):
         raise wrong(f"has the protocol {proto}", "use tcp or udp")
@@ -226,6 +231,7 @@ def _entry(name: str, line: Any) -> Entry:
         sources_variables=as_names(line.get("from_variable")),
         why=str(line.get("why") or name),
         worker_ports=worker_ports,
+        metrics=metrics,
     )
 
 

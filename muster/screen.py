@@ -1,22 +1,24 @@
-"""Run a playbook for what it says at its end, and say only that."""
+"""Run a playbook for what it says at its end, and take only that."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from muster.errors import MusterError
+from muster.errors import MusterError, UnansweredError
 
 ROOT = Path(__file__).resolve().parents[1]
+DEBUG = ("debug", "ansible.builtin.debug")
 
 
-def screen(playbook: str, inventory: Sequence[str], variables: Mapping[str, Any]) -> str:
-    """The last message that the playbook shows; a MusterError with what went wrong."""
+def screen(playbook: str, inventory: Sequence[str], variables: Mapping[str, Any]) -> Any:
+    """What the last debug task of the playbook shows, text or facts; None without one. Else a MusterError."""
     # Beside this Python, whether or not its environment is active.
     beside = Path(sys.executable).with_name("ansible-playbook")
     command = [
@@ -42,10 +44,20 @@ def screen(playbook: str, inventory: Sequence[str], variables: Mapping[str, Any]
         wrong = [
             f"{host}: {_said(result)}" for host, result in results if result.get("failed") or result.get("unreachable")
         ]
-        said = "; ".join(wrong) or done.stderr.strip()[-2000:] or "it failed"
-        raise MusterError(said, fix=f"see more with ansible-playbook playbooks/{playbook}")
-    return _said(results[-1][1]) if results else ""
+        for text in wrong:
+            # A mistake that a filter found, which says itself what to do; Ansible tells where it was found before it.
+            if found := re.fullmatch(r"(?:.*' failed: )?(.*)\. Fix: (.*?)\.?", text):
+                raise MusterError(found[1], fix=found[2])
+        said = "; ".join(dict.fromkeys(wrong)) or done.stderr.strip()[-2000:] or "it failed"
+        raise UnansweredError(said.rstrip("."), fix=f"see more with ansible-playbook playbooks/{playbook}")
+    # Other modules have messages too.
+    messages = [result.get("msg") for _, result in results if result.get("action") in DEBUG]
+    return messages[-1] if messages else None
 
 
 def _said(result: Mapping[str, Any]) -> str:
-    return str(result.get("msg") or result.get("stdout") or result.get("stderr") or "").strip()
+    # Of a loop, what its items say.
+    for item in result.get("results", []):
+        if item.get("failed") or item.get("unreachable"):
+            return _said(item)
+    return " ".join(str(result.get("msg") or result.get("stdout") or result.get("stderr") or "").split())

@@ -110,7 +110,7 @@ def role_variables(role: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def render() -> Callable[..., str]:
     """Renders a role's template as Ansible does for a host: undefined variables are errors.
 

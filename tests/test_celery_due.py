@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from celery_app.due import latest
+from celery_app.due import latest, times
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -23,6 +23,8 @@ def fired(entry: dict[str, Any], start: datetime, hours: float) -> list[str]:
             assert due <= now < due + timedelta(seconds=20)
             found.append(f"{due.astimezone(ZoneInfo(entry.get('timezone', 'UTC'))):%d %H:%M%z}")
             last = due
+    # Who looks only at the end counts the same.
+    assert times(entry, start, now) == len(found)
     return found
 
 
@@ -53,6 +55,12 @@ def test_what_runs_all_day_goes_on_through_both_changes() -> None:
     assert autumn == ["25 02:00+0200", "25 02:30+0200", "25 02:00+0100", "25 02:30+0100", "25 03:00+0100"]
     spring = fired(berlin("*/30 * * * *"), datetime(2026, 3, 29, 1, 15, tzinfo=BERLIN), 1.5)
     assert spring == ["29 01:30+0100", "29 03:00+0200", "29 03:30+0200"]
+
+
+def test_intervals_are_counted_by_the_clock() -> None:
+    start = datetime(2026, 6, 1, 0, 0, 50, tzinfo=UTC)
+    assert fired({"name": "x", "every": 60}, start, 320 / 3600) == [f"01 00:0{minute}+0000" for minute in range(1, 7)]
+    assert times({"every": 60}, start, start + timedelta(seconds=9)) == 0
 
 
 def test_days_and_names_as_cron_takes_them() -> None:

@@ -109,7 +109,7 @@ def test_ray_is_asked_for_what_celery_leaves() -> None:
     size = {"cpus": 4, "memory_mb": 8192}
     (worker,) = checks.worker_sizes("server1", variables, groups, size)
     celery = sum(celery_sizing.celery_reserve(variables, {"celery_worker", "celery_redis", "ray_worker"}, 4))
-    assert celery == (768 + 2 * 512 + 64) * MIB
+    assert celery == (768 + 2 * 512 + 64 + 64) * MIB
     assert worker["memory"] == (8192 - 1024) * MIB - celery
 
 

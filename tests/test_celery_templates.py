@@ -170,5 +170,5 @@ def test_a_laptop_s_owner_does_not_feel_the_worker_and_can_pause_it(write: Rende
 
 
 def test_redis_has_room_to_copy_itself(write: Render) -> None:
-    (service,) = yaml.safe_load(write("celery_redis", "compose.yml.j2"))["services"].values()
-    assert service["mem_limit"] == (2 * 512 + 64) * 2**20
+    services = yaml.safe_load(write("celery_redis", "compose.yml.j2"))["services"]
+    assert services["redis"]["mem_limit"] == (2 * 512 + 64) * 2**20

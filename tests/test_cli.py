@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from muster import __version__, cli, screen
-from muster.errors import MusterError
+from muster.errors import MusterError, UnansweredError
 
 from .conftest import ROOT
 
@@ -35,7 +35,7 @@ def test_help_is_there_at_once() -> None:
 def test_nothing_heavy_is_imported_for_help() -> None:
     program = "import sys, muster.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"ansible", "ray", "pydantic", "jinja2"} & set(loaded.stdout.split())
+    assert not {"ansible", "ray", "pydantic", "jinja2", "rich"} & set(loaded.stdout.split())
 
 
 def test_the_plan_of_the_example() -> None:
@@ -78,13 +78,36 @@ def test_a_screen_is_what_the_playbook_says_last(tmp_path: Path) -> None:
     play = tmp_path / "playbooks"
     play.mkdir()
     text = "- hosts: localhost\n  gather_facts: false\n  tasks:\n    - debug: {msg: first}\n    - {TASK}\n"
-    for name, task in (("good", "debug: {msg: '{{ words | join }}'}"), ("bad", "fail: {msg: no broker}")):
+    for name, task in (
+        ("good", "debug: {msg: '{{ words | join }}'}"),
+        ("facts", "debug: {msg: \"{{ {'a': [1, none, true]} }}\"}"),
+        ("bad", "fail: {msg: no broker}"),
+        ("mistake", "fail: {msg: \"The filter plugin 'x' failed: it is wrong. Fix: mend it.\"}"),
+    ):
         (play / f"{name}.yml").write_text(text.replace("{TASK}", task))
     inventory = tmp_path / "hosts.yml"
     inventory.write_text("all: {hosts: {localhost: {ansible_connection: local}}}")
     assert screen.screen(str(play / "good.yml"), [str(inventory)], {"words": ["a", "b"]}) == "ab"
-    with pytest.raises(MusterError, match=r"localhost: no broker\. Fix"):
+    with pytest.raises(UnansweredError, match=r"localhost: no broker\. Fix"):
         screen.screen(str(play / "bad.yml"), [str(inventory)], {})
+    with pytest.raises(MusterError, match=r"^it is wrong\. Fix: mend it\.$") as mistake:
+        screen.screen(str(play / "mistake.yml"), [str(inventory)], {})
+    assert (mistake.value.code, UnansweredError.code) == (2, 3)
+    assert screen.screen(str(play / "facts.yml"), [str(inventory)], {}) == {"a": [1, None, True]}
+
+
+@pytest.mark.parametrize("command", ["status", "nodes", "queues", "laptops", "alerts"])
+def test_an_inventory_that_is_not_there_is_the_users_mistake(command: str, tmp_path: Path) -> None:
+    done = muster(command, "--json", "-i", str(tmp_path / "nowhere"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"muster: {command}.yml did not run") and "nowhere" in done.stderr
+
+
+def test_the_numbers_that_scripts_get_are_in_the_help() -> None:
+    for words in (["--help"], ["alerts", "--help"]):
+        said = " ".join(muster(*words).stdout.split())
+        assert "1 when `muster alerts` shows an alert" in said and "3 when the cluster could not be asked" in said
+    assert muster("plan", "--json").returncode == 2
 
 
 def test_a_dead_letter_needs_a_name() -> None:

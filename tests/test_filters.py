@@ -42,7 +42,7 @@ def test_a_playbook_uses_them(playbook: Playbook, inventories: Inventories, tmp_
     folder = inventories.write()
     done = playbook(str(tmp_path / "use.yml"), "-i", str(folder), "-e", "ray_workers=2")
     said = " ".join(done.stdout.split())
-    assert "nodes=24256,24512 rules=22,24256:24767 sizes=4,4 memory=6442450944 hash=12" in said, done.stdout
+    assert "nodes=24256,24512 rules=22,9100,24256:24767 sizes=4,4 memory=6442450944 hash=12" in said, done.stdout
 
 
 def test_a_mistake_is_one_line(playbook: Playbook, inventories: Inventories, tmp_path: Path) -> None:

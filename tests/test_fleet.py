@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from muster import fleet
+from muster.tables import plain
 
 NOW = 1_800_000_000.0
 DAY = 86_400
@@ -29,6 +30,11 @@ def laptop(state: str, ago: float | None = 60, **more: Any) -> dict[str, Any]:
     return host | more
 
 
+def laptops(planned: dict[str, str], seen: dict[str, Any]) -> str:
+    """The screen."""
+    return plain(fleet.shown(fleet.facts(planned, seen)))
+
+
 SERVER = laptop("ready") | {"kind": "server"}
 TASK = {"task": "app.report", "id": "0123456789", "queue": "default"}
 
@@ -46,7 +52,7 @@ def test_every_laptop_has_a_line_and_what_to_do() -> None:
     }
     planned = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3", "new": "10.0.0.4"}
     remove = "ansible-playbook remove-laptop.yml -e host"
-    lines = fleet.laptops(planned, seen).splitlines()
+    lines = laptops(planned, seen).splitlines()
     assert [re.split("  +", line) for line in lines[:6]] == [
         ["laptop", "state", "for", "why", "battery", "address", "works on"],
         ["a", "ready", "2 h", "-", "80 %, plugged in", "10.9.9.9",
@@ -67,13 +73,13 @@ def test_every_laptop_has_a_line_and_what_to_do() -> None:
 
 
 def test_when_all_is_well_there_is_nothing_to_do() -> None:
-    screen = fleet.laptops({"a": ""}, {"now": NOW, "hosts": {"a": laptop("asleep"), "server1": SERVER}})
+    screen = laptops({"a": ""}, {"now": NOW, "hosts": {"a": laptop("asleep"), "server1": SERVER}})
     assert len(screen.splitlines()) == 2
-    assert "add-laptop.yml" in fleet.laptops({}, {"now": NOW, "hosts": {"server1": SERVER}})
+    assert "add-laptop.yml" in laptops({}, {"now": NOW, "hosts": {"server1": SERVER}})
 
 
 def test_a_server_that_became_a_laptop() -> None:
-    assert "was a server: run site.yml --limit a" in fleet.laptops({"a": ""}, {"now": NOW, "hosts": {"a": SERVER}})
+    assert "was a server: run site.yml --limit a" in laptops({"a": ""}, {"now": NOW, "hosts": {"a": SERVER}})
 
 
 def test_only_a_lost_laptop_is_missing() -> None:

@@ -76,10 +76,10 @@ def test_fit_hosts_have_none(inventories: Inventories) -> None:
             {"listening": [{"port": 24300, "uid": 33, "process": "nginx"}]},
             "port 24300, planned for Ray node worker-1, is taken by nginx. Fix: stop that program",
         ),
-        ({"memory_mb": 3036}, "a worker would get 476M of memory, it needs 640M at least. Fix: lower ray_workers"),
+        ({"memory_mb": 3036}, "a worker would get 412M of memory, it needs 640M at least. Fix: lower ray_workers"),
         (
             {"memory_mb": 1500},
-            "nothing is left for Ray workers: the host has 1.5G, and 2.5G are kept for it, for Celery",
+            "nothing is left for Ray workers: the host has 1.5G, and 2.6G are kept for it, for Celery",
         ),
         (
             {"blocked": [{"host": "head", "port": 6379, "why": "no answer within 1.5 s"}]},
@@ -122,7 +122,7 @@ def test_ports_that_our_own_services_hold_are_not_taken(inventories: Inventories
     [
         (
             {"ray_workers": 4, "ray_worker_memory": "6G", "ray_worker_cpus": 2},
-            "server1: 4 workers ask for 24.0G of memory, the host has 15.6G and keeps 2.5G for itself and Celery. Fix:",
+            "server1: 4 workers ask for 24.0G of memory, the host has 15.6G and keeps 2.6G for itself and Celery. Fix:",
         ),
         ({"ray_workers": 4, "ray_worker_cpus": 3}, "server1: 4 workers ask for 12 CPUs, the host has 8. Fix: lower"),
         ({"ray_worker_gpus": 1}, "server1: the workers ask for 1 GPUs, the host has 0. Fix: lower ray_worker_gpus"),
@@ -154,7 +154,7 @@ def test_celery_alone_larger_than_its_host(inventories: Inventories) -> None:
     workers = [{"queues": ["default"], "concurrency": 8, "child_memory": "2G"}]
     (line,) = problems(inventories, server1={"ray_workers": 0, "celery_workers": workers})
     assert line.startswith(
-        "server1: Celery asks for 16.5G of memory and 1.0G are kept for the host, which has 15.6G. Fix"
+        "server1: Celery and the small services ask for 16.6G of memory and 1.0G are kept for the host"
     )
 
 

@@ -136,7 +136,7 @@ def test_a_registry_of_ones_own_needs_no_builder(problems: Problems) -> None:
                 "ray_worker_cpus": 2,
                 "ray_worker_memory": "6G",
             },
-            "server1: 2 workers ask for 12.0G of memory, the host has 8.0G and keeps 2.0G for itself and Celery. Fix:",
+            "server1: 2 workers ask for 12.0G of memory, the host has 8.0G and keeps 2.1G for itself and Celery. Fix:",
         ),
         (
             {"muster_cpus": 4, "muster_memory": "64G", "ray_workers": 3, "ray_worker_cpus": 2},
@@ -169,6 +169,61 @@ def test_variables(problems: Problems, variables: dict[str, Any], line: str) -> 
 def test_command_line(problems: Problems, extra: dict[str, str], line: str) -> None:
     found = problems(extra=extra)
     assert len(found) == 1 and found[0].startswith(line), found
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        (
+            {"alertmanager_webhooks": ["https://ok.example.org/x", "ok.example.org/secret"]},
+            "alertmanager_webhooks: entry 2 is no web address. Fix: write it like https://hooks.example.org/services/x.",
+        ),
+        (
+            {"alertmanager_slack_webhooks": ["https:///services/secret"]},
+            "alertmanager_slack_webhooks: entry 1 is no web address. Fix: write it like https://hooks.example.org/",
+        ),
+        (
+            {"alertmanager_slack_webhooks": ["https://a:port/"]},
+            "alertmanager_slack_webhooks: entry 1 is no web address.",
+        ),
+        (
+            {"alertmanager_mail_to": ["ops"], "celery_smtp_url": "smtp://mail.example.org"},
+            "alertmanager_mail_to has 'ops', which is no mail address. Fix: write it like ops@example.org.",
+        ),
+        (
+            {"alertmanager_mail_to": "ops@example.org", "celery_smtp_url": "smtp://mail.example.org"},
+            "alertmanager_mail_to is no list. Fix: write it like alertmanager_mail_to: [...].",
+        ),
+        (
+            {"alertmanager_mail_to": ["ops@example.org"]},
+            "alertmanager_mail_to names somebody, and there is no mail server. Fix: set celery_smtp_url, or",
+        ),
+        (
+            {"celery_smtp_url": "mail.example.org:587"},
+            "celery_smtp_url is no address of a mail server. Fix: write it like smtp://user:password@mail.example.org:587",
+        ),
+        ({"celery_smtp_url": "http://me:secret@mail"}, "celery_smtp_url is no address of a mail server. Fix: write"),
+        ({"alertmanager_smtp_url": "mail"}, "alertmanager_smtp_url is no address of a mail server. Fix: write"),
+        (
+            {"alertmanager_mail_to": ["ops@example.org"], "celery_smtp_url": "smtps://mail.example.org:587"},
+            "Alertmanager speaks smtps at port 465 only. Fix: set alertmanager_smtp_url to that port, or to smtp://",
+        ),
+    ],
+)
+def test_messages(problems: Problems, variables: dict[str, Any], line: str) -> None:
+    found = problems(head=variables)
+    assert len(found) == 1 and found[0].startswith(f"head: {line}") and "secret" not in found[0], found
+
+
+def test_messages_may_go_everywhere_or_nowhere(problems: Problems) -> None:
+    everywhere = {
+        "alertmanager_mail_to": ["ops@example.org", "Ops <ops@example.org>"],
+        "alertmanager_webhooks": ["http://10.0.0.9:8080/hook"],
+        "alertmanager_slack_webhooks": ["https://hooks.example.org/services/x"],
+        "celery_smtp_url": "smtps://me:p%40ss@mail.example.org",
+    }
+    assert problems(all=everywhere) == []
+    assert problems(all={**dict.fromkeys(everywhere), "celery_smtp_url": ""}) == []
 
 
 def test_numbers_and_booleans_from_the_command_line_are_fine(problems: Problems) -> None:
@@ -215,3 +270,11 @@ def test_what_is_said_with_a_limit_is_meant_for_those_hosts_only(problems: Probl
     assert problems(extra=extra, limit=["server1"], head=small, server1=large) == []
     (line,) = problems(extra=extra, limit=["head"], head=small, server1=large)
     assert line.startswith("head: ")
+
+
+def test_the_gateway_is_where_rays_pages_are(problems: Problems) -> None:
+    moved = HOSTS + "    gateway:\n      hosts:\n        server1:\n"
+    (line,) = problems(moved)
+    assert line.startswith("server1: is the gateway and not Ray's head"), line
+    (line,) = problems(all={"gateway_users": ["Anna"]})
+    assert line.startswith("head: gateway_users has the name 'Anna'. Fix: use small letters"), line

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE: dict[str, Any] = yaml.safe_load((ROOT / "group_vars/all/ports.yml").read_text())["muster_ports_default"]
 MOST_WORKERS = 33
 CELERY = ("celery_redis", "celery_worker", "celery_beat", "celery_metrics", "flower")
+WATCH = ("node_exporter", "prometheus", "alertmanager", "gateway")
 NETWORKS = ("198.51.100.0/24", "2001:db8::/64", "203.0.113.7")
 
 
@@ -29,7 +30,7 @@ def fleets(draw: st.DrawFn) -> list[ports.Host]:
     hosts = []
     for number in range(draw(st.integers(1, 8))):
         groups = {"server" if draw(st.booleans()) else "laptop", "cluster", "ray_worker"}
-        groups |= {group for group in ("ray_head", "registry", *CELERY) if draw(st.booleans())}
+        groups |= {group for group in ("ray_head", "registry", *CELERY, *WATCH) if draw(st.booleans())}
         hosts.append(
             ports.Host(
                 name=f"host{number}",
@@ -39,7 +40,7 @@ def fleets(draw: st.DrawFn) -> list[ports.Host]:
                 worker_ports=draw(st.sampled_from([None, 1, 50, 250])),
                 networks={
                     name: tuple(draw(st.lists(st.sampled_from(NETWORKS), unique=True)))
-                    for name in ("ray_client_networks", "celery_client_networks", "laptop_networks")
+                    for name in ("ray_client_networks", "celery_client_networks", "laptop_networks", "gateway_networks")
                 },
             )
         )
@@ -118,7 +119,7 @@ def test_the_firewall_opens_the_plan_and_nothing_else(hosts: list[ports.Host]) -
 def test_only_those_whom_the_table_names_may_connect(hosts: list[ports.Host]) -> None:
     members = {
         group: {h.address for h in hosts if group in h.groups}
-        for group in ("ray_head", "ray_worker", "cluster", *CELERY)
+        for group in ("ray_head", "ray_worker", "cluster", *CELERY, *WATCH)
     }
     for host in hosts:
         for rule in ports.firewall_rules(TABLE, host, hosts):

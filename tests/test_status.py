@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from muster.status import status
+from muster import status as status_screen
+from muster.tables import plain
 
 
 def docker(*items: tuple[str, str, str]) -> str:
@@ -25,6 +27,19 @@ def docker(*items: tuple[str, str, str]) -> str:
 def ray(*names: str) -> dict[str, Any]:
     sizes = {"cpus": 2.0, "gpus": 0, "memory": 2**31, "object_store": 2**30, "state": "alive"}
     return {"version": "2.60.0", "nodes": [{"name": name, **sizes} for name in names]}
+
+
+def status(
+    nodes: dict[str, list[str]],
+    hosts: Mapping[str, str | None],
+    ray: dict[str, Any] | None,
+    may_sleep: Sequence[str] = (),
+    celery: dict[str, Any] | None = None,
+    workers: Sequence[str] = (),
+) -> str:
+    """The screen."""
+    planned = {"nodes": nodes, "laptops": may_sleep, "workers": workers}
+    return plain(status_screen.shown(status_screen.facts(planned, hosts, ray, celery)))
 
 
 PLAN = {"head": ["head"], "server1": ["worker-1", "worker-2"], "laptop1": ["worker-1"], "laptop2": []}

@@ -16,7 +16,19 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 try:
-    from muster import celery_sizing, celery_times, inventory, laptop_hours, laptops, preflight, sizing, treehash
+    from muster import (
+        celery_sizing,
+        celery_times,
+        inventory,
+        laptop_hours,
+        laptops,
+        logins,
+        preflight,
+        scrape,
+        silence,
+        sizing,
+        treehash,
+    )
     from muster.errors import MusterError
     from muster.known import CONNECTION, known
 except ImportError as error:
@@ -39,10 +51,10 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
 def _judged(function: Callable[..., Any]) -> Callable[..., Any]:
     """Arguments of a playbook: the line about what is wrong with them is the result's `problem`."""
 
-    def call(given: Any, hostvars: Any, groups: Any, sources: Any) -> Any:
+    def call(given: Any, *more: Any) -> Any:
         names = known().names | CONNECTION
         try:
-            found = function(given, preflight.extra_names(), names, hostvars, groups, sources)
+            found = function(given, preflight.extra_names(), names, *more)
         except MusterError as error:
             return {"problem": str(error)}
         return {**found, "problem": ""}
@@ -61,6 +73,8 @@ class FilterModule:
         """Filters by their names in templates."""
         return {
             "muster_port_plan": _plain(inventory.port_plan),
+            "muster_logins": _plain(logins.logins),
+            "muster_scrape_jobs": _plain(scrape.jobs),
             "muster_firewall_rules": _plain(inventory.firewall_rules),
             "muster_ray_workers": _plain(sizing.ray_workers),
             "muster_celery_workers": _plain(celery_sizing.workers_of),
@@ -72,6 +86,8 @@ class FilterModule:
             "muster_memory": _plain(sizing.parse_memory),
             "muster_add_laptop": _judged(laptops.add),
             "muster_remove_laptop": _judged(laptops.remove),
+            "muster_silence": _judged(silence.silence),
+            "muster_silence_calls": _plain(silence.calls),
             "muster_tree_hash": _plain(treehash.tree_hash),
             "muster_tree_archive": _plain(treehash.tree_archive),
             "muster_inventory_problems": _plain(preflight.inventory_problems),

@@ -1,4 +1,4 @@
-"""The screens of `muster` as filters."""
+"""The facts behind the screens of `muster`, and the screens themselves, as filters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ansible.errors import AnsibleFilterError
+
 _ROOT = str(Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
-from muster import fleet, status  # noqa: E402
+from muster import alerts, figures, fleet, nodes, planned, queues, screens, status  # noqa: E402
+from muster.errors import MusterError  # noqa: E402
+
+
+def _planned(hostvars: Any, groups: Any) -> dict[str, Any]:
+    try:
+        return planned.planned(hostvars, groups)
+    except MusterError as error:
+        raise AnsibleFilterError(str(error)) from None
 
 
 class FilterModule:
@@ -19,4 +29,13 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Filters by their names in templates."""
-        return {"muster_status": status.status, "muster_laptops": fleet.laptops}
+        return {
+            "muster_planned": _planned,
+            "muster_question": figures.question,
+            "muster_status": status.facts,
+            "muster_nodes": nodes.facts,
+            "muster_queues": queues.facts,
+            "muster_laptops": fleet.facts,
+            "muster_alerts": alerts.facts,
+            "muster_screen": screens.screen,
+        }

@@ -65,6 +65,6 @@ def test_it_asks_the_broker_and_no_laptop(
     ]
     assert [line.partition(":")[0] for line in lines[6:]] == ["new", "old"]
     monkeypatch.setenv("MUSTER_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
-    assert cli.main(["laptops", "-i", str(inventory)]) == 2
+    assert cli.main(["laptops", "-i", str(inventory)]) == 3
     said = capsys.readouterr().err
     assert "the broker does not answer" in said and said.count("\n") == 1

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from celery_app import lease
 from celery_app.config import PRIORITIES
 from celery_app.hosts import LAPTOPS, SERVERS, STATES
-from celery_app.schedule import Beat
+from celery_app.schedule import OUTCOMES, TICKS, Beat
 from tests.delivery.conftest import ROOT, RedisServer, Worker, free_port, until
 
 Start = Callable[..., Worker]
@@ -61,6 +61,10 @@ def happened(figure: Scrape, event: str, task: str, times: int) -> bool:
     return figure("muster_task_events_total", event=event, task=task) == times
 
 
+def of(worker: str, kind: str = "server") -> dict[str, str]:
+    return {"worker": worker, "host": worker.partition("/")[0], "kind": kind}
+
+
 def test_queues_by_priority_and_age(app: Any, figure: Scrape, redis_server: RedisServer) -> None:
     for count, (name, value) in enumerate(PRIORITIES.items(), 1):
         for _ in range(count):
@@ -78,26 +82,49 @@ def test_queues_by_priority_and_age(app: Any, figure: Scrape, redis_server: Redi
 
 
 def test_worker_up_and_down_and_what_it_did(app: Any, figure: Scrape, worker: Start, redis_server: RedisServer) -> None:
-    one, client, name = worker("one", max_deliveries=1).ready(), redis_server.client, "one/default"
+    one, client, name = worker("one", max_deliveries=1).ready(), redis_server.client, of("one/default")
     app.send_task("t.gate", ["x"])
-    until(lambda: figure("muster_tasks_running", worker=name) == 1, "it runs")
-    assert figure("muster_worker_up", worker=name) == 1
-    assert 0 < (figure("muster_worker_lease_seconds", worker=name) or 0) <= 12
+    until(lambda: figure("muster_tasks_running", **name) == 1, "it runs")
+    assert figure("muster_worker_up", **name) == 1
+    assert 0 < (figure("muster_worker_lease_seconds", **name) or 0) <= 12
     client.set("open:x", 1)
-    until(lambda: figure("muster_tasks_running", worker=name) == 0, "it is idle")
+    until(lambda: figure("muster_tasks_running", **name) == 0, "it is idle")
     assert figure("muster_dead_letters") == 0
     app.send_task("t.typed", ["none", []])
     app.send_task("t.shaky", [3])
     app.send_task("t.die")
     for _ in range(2):
         app.send_task("t.note", ["a"], task_id="same")
-    for event, task, times in (("failed", "t.typed", 1), ("retried", "t.shaky", 2), ("duplicate", "t.note", 1)):
+    for event, task, times in (
+        ("failed", "t.typed", 1), ("retried", "t.shaky", 2), ("duplicate", "t.note", 1), ("dead", "t.die", 1),
+        ("succeeded", "t.note", 1), ("succeeded", "t.gate", 1), ("succeeded", "t.shaky", 1),
+    ):  # fmt: skip
         until(partial(happened, figure, event, task, times), f"{task} {event} {times} times")
-    until(lambda: figure("muster_dead_letters") == 1, "there is a dead letter")
+    assert figure("muster_dead_letters") == 1
+    for state, times in (("failed", 1), ("retried", 2), ("duplicate", 1), ("dead", 1), ("succeeded", 3)):
+        assert (state, figure("muster_tasks_total", state=state)) == (state, times)
     one.kill()
-    until(lambda: figure("muster_worker_up", worker=name) == 0, "its lease is over", 20)
+    until(lambda: figure("muster_worker_up", **name) == 0, "its lease is over", 20)
     one.start()
-    until(lambda: figure("muster_worker_up", worker=name) == 1, "it is back")
+    until(lambda: figure("muster_worker_up", **name) == 1, "it is back")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_success_counts_once_wherever_its_result_is(
+    app: Any, figure: Scrape, worker: Start, redis_server: RedisServer, elsewhere: bool
+) -> None:
+    # From the start there is a figure: a first failure would be no increase otherwise.
+    assert figure("muster_tasks_total", state="failed") == figure("muster_tasks_total", state="succeeded") == 0
+    other = redis_server.url.removesuffix("0") + "1"
+    worker("one", **({"result_backend": other} if elsewhere else {}))
+    # The second has its result already, and the third wants none.
+    for _ in range(2):
+        app.send_task("t.noop", task_id="same")
+        until(partial(happened, figure, "succeeded", "t.noop", 1), "it is counted")
+    until(lambda: not redis_server.client.llen("default"), "the second is taken")
+    app.send_task("t.noop", ignore_result=True)
+    until(partial(happened, figure, "succeeded", "t.noop", 2), "it is counted")
+    assert figure("muster_tasks_total", state="succeeded") == 2
 
 
 def state_of(figure: Scrape, host: str, kind: str = "laptop") -> str:
@@ -149,18 +176,22 @@ def test_the_worker_of_a_laptop_that_left_is_gone_and_not_down(figure: Scrape, r
     now = float(client.time()[0])
     client.hset(LAPTOPS, "laptop1", json.dumps({"state": "ready", "at": now}))
     lease.renew(client, "laptop1/default", 30, anew=True, guest=True)
-    assert figure("muster_worker_up", worker="laptop1/default") == 1
+    assert figure("muster_worker_up", **of("laptop1/default", "laptop")) == 1
     lease.resign(client, "laptop1/default")
-    assert figure("muster_worker_up", worker="laptop1/default") == 0
+    assert figure("muster_worker_up", **of("laptop1/default", "laptop")) == 0
     client.hdel(LAPTOPS, "laptop1")
-    assert figure("muster_worker_up", worker="laptop1/default") is None
+    assert figure("muster_worker_up", **of("laptop1/default", "laptop")) is None
 
 
 def test_what_is_no_text_hides_nothing(figure: Scrape, redis_server: RedisServer) -> None:
     redis_server.client.rpush("data", b"\xff\xfe")
-    redis_server.client.hset("muster:counts", mapping={b"\xff|x": 1, "nothing": 2, "failed|y": "many", "failed|z": 3})
+    counts = {b"\xff|x": 1, "nothing": 2, "failed|y": "many", "failed|w": "nan", "failed|z": 3}
+    redis_server.client.hset("muster:counts", mapping=counts)
+    redis_server.client.hset(TICKS, mapping={"sent": "all", "late": 2})
     assert figure("muster_queue_length", queue="default", priority="low") == 0
     assert figure("muster_task_events_total", event="failed", task="z") == 3
+    assert figure("muster_tasks_total", state="failed") == 3
+    assert figure("muster_schedule_ticks_total", result="late") == 2
 
 
 def test_beat_with_nothing_to_send_is_seen(figure: Scrape, redis_server: RedisServer) -> None:
@@ -169,6 +200,7 @@ def test_beat_with_nothing_to_send_is_seen(figure: Scrape, redis_server: RedisSe
     beat = Beat(redis_server.client, [], lambda *_: None, zone="UTC", name="test")
     beat.tick(now)
     assert (figure("muster_beat_leader"), figure("muster_beat_last_tick")) == (1, now.timestamp())
+    assert [figure("muster_schedule_ticks_total", result=result) for result in OUTCOMES] == [0, 0, 0]
     beat.resign()
     assert figure("muster_beat_leader") == 0
 

@@ -24,8 +24,8 @@ WEBHOOK, MAIL = "celery_app.tasks.default.webhook", "celery_app.tasks.default.ma
 
 
 @contextmanager
-def receiver(port: int, *statuses: int) -> Any:
-    """A web server: what it was asked, each answered by the next status and then by 200."""
+def receiver(port: int, *statuses: int, said: bytes = b"") -> Any:
+    """A web server: what it was asked, each answered by the next status and then by 200, and by what is said."""
     asked: list[tuple[str, str, str, bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -36,6 +36,7 @@ def receiver(port: int, *statuses: int) -> Any:
             self.send_response(statuses[len(asked) - 1] if len(asked) <= len(statuses) else 200)
             self.send_header("Location", "/elsewhere")
             self.end_headers()
+            self.wfile.write(said)
 
         do_GET = do_POST  # noqa: N815
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from celery_app.schedule import LAST, LEADER, Beat, tick_id
+from celery_app.schedule import LAST, LEADER, TICK, TICKS, Beat, tick_id
 from tests.delivery.conftest import ROOT, RedisServer, Worker, all_held, until
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -64,6 +64,61 @@ def test_missed_ticks_are_caught_up_once_or_skipped(redis_server: RedisServer) -
     for _ in range(3):
         later.tick(NOON + timedelta(days=5))
     assert sent == [("d", tick_id("d", NOON + timedelta(days=4, hours=1)))]
+
+
+def ticks(server: RedisServer) -> dict[str, int]:
+    return {key: int(value) for key, value in server.client.hgetall(TICKS).items()}
+
+
+def test_every_time_is_counted_as_sent_late_or_missed(redis_server: RedisServer) -> None:
+    sent, quarter = Sent(), {**DAILY, "crontab": "*/15 * * * *"}
+    entries = (quarter, {**quarter, "name": "e", "crontab": None, "every": 900}, {**quarter, "name": "s"})
+    entries[1].pop("crontab")
+    entries[2]["catch_up"] = "skip"
+    one = beat(redis_server, sent, *entries)
+    for minutes in range(0, 31, 5):
+        one.tick(NOON + timedelta(minutes=minutes))
+    assert ticks(redis_server) == {"sent": 6}
+    # Nobody looks for an hour: four times were due, the last is 5 minutes late.
+    one.resign()
+    two = beat(redis_server, sent, *entries)
+    two.tick(NOON + timedelta(minutes=95))
+    assert ticks(redis_server) == {"sent": 6, "late": 2, "missed": 3 + 3 + 4}
+    two.tick(NOON + timedelta(minutes=105))
+    assert ticks(redis_server) == {"sent": 9, "late": 2, "missed": 10}
+
+
+def test_times_at_which_the_broker_refused_are_missed(redis_server: RedisServer) -> None:
+    refusing = [True]
+
+    class Full(Sent):
+        def __call__(self, entry: dict[str, Any], task: str) -> None:
+            if refusing:
+                raise OSError("the broker is full")
+            super().__call__(entry, task)
+
+    sent = Full()
+    one = beat(redis_server, sent, {**DAILY, "crontab": "*/15 * * * *"})
+    for minutes in range(0, 65, 5):
+        one.tick(NOON + timedelta(minutes=minutes))
+    refusing.clear()
+    one.tick(NOON + timedelta(minutes=65))
+    assert ticks(redis_server) == {"late": 1, "missed": 3}
+    # What is no time stops nothing.
+    redis_server.client.set(TICK, "never")
+    one.tick(NOON + timedelta(minutes=75))
+    assert ticks(redis_server) == {"late": 1, "missed": 3, "sent": 1}
+
+
+def test_an_entry_with_new_times_has_missed_none_of_them(redis_server: RedisServer) -> None:
+    sent = Sent()
+    one = beat(redis_server, sent, DAILY)
+    for hours in range(4):
+        one.tick(NOON + timedelta(hours=hours))
+    assert ticks(redis_server) == {"sent": 1}
+    redis_server.client.delete(LEADER)
+    beat(redis_server, sent, {**DAILY, "crontab": "* * * * *"}).tick(NOON + timedelta(hours=3, seconds=2))
+    assert ticks(redis_server) == {"sent": 2}
 
 
 def test_leader_that_was_away_changes_nothing(redis_server: RedisServer) -> None:

@@ -94,13 +94,16 @@ def http(url: str, *options: str) -> str:
     return LAB.on("head", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", *options, url, check=False)
 
 
+FLOWER = "http://127.0.0.1:5555/flower"
+
+
 def test_flower_asks_for_a_login_and_is_on_loopback() -> None:
     login = ("-u", f"operator:{secret('flower_password')}")
-    assert http("http://127.0.0.1:5555/workers") == "401"
-    assert http("http://127.0.0.1:5555/workers", "-u", "operator:wrong") == "401"
-    assert http("http://127.0.0.1:5555/workers", *login) == "200"
-    assert http("http://172.30.89.10:5555/workers", *login) == "000"
-    seen = LAB.on("head", "curl", "-s", *login, "http://127.0.0.1:5555/api/workers?refresh=true")
+    assert http(f"{FLOWER}/workers") == "401"
+    assert http(f"{FLOWER}/workers", "-u", "operator:wrong") == "401"
+    assert http(f"{FLOWER}/workers", *login) == "200"
+    assert http("http://172.30.89.10:5555/flower/workers", *login) == "000"
+    seen = LAB.on("head", "curl", "-s", *login, f"{FLOWER}/api/workers?refresh=true")
     assert len(json.loads(seen)) == 3, seen
 
 
@@ -110,23 +113,21 @@ def test_flower_remembers() -> None:
     until(
         30,
         "flower sees the task",
-        lambda: task in LAB.on("head", "curl", "-s", *login, f"http://127.0.0.1:5555/api/task/info/{task}"),
+        lambda: task in LAB.on("head", "curl", "-s", *login, f"{FLOWER}/api/task/info/{task}"),
     )
     LAB.on("head", "docker", "restart", *LAB.containers("head", "flower").values())
     until(
         60,
         "flower is back with it",
-        lambda: (
-            task in LAB.on("head", "curl", "-s", *login, f"http://127.0.0.1:5555/api/task/info/{task}", check=False)
-        ),
+        lambda: task in LAB.on("head", "curl", "-s", *login, f"{FLOWER}/api/task/info/{task}", check=False),
     )
 
 
 def test_figures_are_served() -> None:
-    figures = LAB.on("head", "curl", "-sf", "http://127.0.0.1:9540/metrics")
+    figures = LAB.on("head", "curl", "-sf", "http://172.30.89.10:9540/metrics")
     for name in ("muster_queue_length", "muster_worker_up", "muster_dead_letters"):
         assert f"\n{name}" in figures, figures
-    assert 'muster_worker_up{worker="server1/data"} 1.0' in figures
+    assert 'muster_worker_up{host="server1",kind="server",worker="server1/data"} 1.0' in figures
 
 
 def ticks(start: float) -> list[tuple[float, str]]:

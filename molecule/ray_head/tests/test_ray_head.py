@@ -38,6 +38,10 @@ def test_a_job_without_the_token_is_refused(token: str, status: int) -> None:
     assert int(LAB.inside("head", HEAD, "python3", "-S", "-c", code)) == status
 
 
+def test_ray_s_own_dashboards_are_where_grafana_looks_for_them() -> None:
+    assert "default_grafana_dashboard.json" in LAB.inside("head", HEAD, "ls", "/var/lib/node/dashboards")
+
+
 def test_a_job_with_the_token_runs() -> None:
     said = LAB.inside(
         "head",

@@ -99,7 +99,7 @@ def start(arguments: list[str]) -> None:
     root, spill = data / "ray", data / "spill"
     days = float(os.environ["MUSTER_RAY_LOG_DAYS"])
     # Here and not on the host: Ray opens its own directory to everyone, the one around it stays closed.
-    for path in (root, spill, *([data / "gcs"] if "--head" in arguments else [])):
+    for path in (root, spill, *([data / "gcs", data / "dashboards"] if "--head" in arguments else [])):
         path.mkdir(exist_ok=True)
     keep = int(os.environ["MUSTER_RAY_SESSIONS"])
     if folder := os.environ.get("MUSTER_LAPTOP"):
