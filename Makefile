@@ -47,6 +47,7 @@ unit: venv ## the tests that need no container
 
 test: machine ## lint, unit tests and every Molecule scenario (SCENARIO=ufw: that one only)
 	@scripts/bootstrap browser
+	$(if $(SCENARIO),,scripts/bootstrap jobs)
 	scripts/base-images
 	scripts/run_tests.py $(if $(SCENARIO),scenario:$(SCENARIO))
 

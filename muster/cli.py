@@ -45,12 +45,40 @@ def parser() -> argparse.ArgumentParser:
     dead.add_argument("action", choices=["list", "show", "requeue", "drop"], nargs="?", default="list")
     dead.add_argument("id", nargs="?", default="", help="of the task; --all with requeue")
     dead.add_argument("--all", action="store_true", help="requeue every one")
+    add_jobs(commands)
     for command in commands.choices.values():
         command.add_argument(
             "-i", "--inventory", action="append",
             help=f"inventory as for ansible-playbook (default: {DEFAULT_INVENTORY})",
         )  # fmt: skip
     return result
+
+
+def add_jobs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The library of jobs (muster/jobs.py)."""
+    ended = (
+        "Ends with 0 when the job succeeded, 1 when it did not, 2 when what was typed is wrong, 3 without an answer."
+    )
+    jobs = commands.add_parser("jobs", help="the jobs there are; with a name, its parameters")
+    jobs.add_argument("name", nargs="?", default="")
+    run = commands.add_parser("run", help="run a job on the cluster and follow it", epilog=ended)
+    run.add_argument("name", help="one of `muster jobs`")
+    run.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help="one parameter")
+    run.add_argument("--params", default="{}", metavar="JSON", help="the parameters as one JSON object")
+    how = run.add_mutually_exclusive_group()
+    how.add_argument("--local", action="store_true", help="here, in this process, without a cluster")
+    how.add_argument("--detach", action="store_true", help="do not wait: print the run's id")
+    how.add_argument("--queue", action="store_true", help="by way of Celery: it waits its turn; prints the task's id")
+    how.add_argument("--schedule", metavar="CRONTAB", help="print the inventory entry that runs it regularly")
+    commands.add_parser("runs", help="what was run, the newest first")
+    logs = commands.add_parser("logs", help="what a run says, until it ends", epilog=ended)
+    logs.add_argument("--no-follow", action="store_true", help="what there is now, and no more")
+    commands.add_parser("stop", help="stop a run")
+    commands.add_parser("result", help="what came out of a run", epilog=ended)
+    for name in ("logs", "stop", "result"):
+        commands.choices[name].add_argument("id", help="of the run, as `muster runs` shows it")
+    for name in ("jobs", "run", "runs", "result"):
+        commands.choices[name].add_argument("--json", action="store_true", help="for scripts")
 
 
 def plan(inventory: list[str], _: argparse.Namespace) -> int:
@@ -89,7 +117,20 @@ def dead(inventory: list[str], options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"plan": plan, "dead": dead, **dict.fromkeys(SHOWN, look)}
+def library(inventory: list[str], options: argparse.Namespace) -> int:
+    """The jobs and their runs."""
+    # Its imports are slow.
+    from muster import jobs
+
+    return jobs.COMMANDS[options.command](inventory, options)
+
+
+COMMANDS = {
+    "plan": plan,
+    "dead": dead,
+    **dict.fromkeys(SHOWN, look),
+    **dict.fromkeys(("jobs", "run", "runs", "logs", "stop", "result"), library),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

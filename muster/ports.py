@@ -159,6 +159,12 @@ def is_network(text: str) -> bool:
     return True
 
 
+def bracketed(host: object) -> str:
+    """A name or an address as URLs want it: IPv6 in brackets."""
+    text = str(host)
+    return f"[{text}]" if ":" in text else text
+
+
 def as_ports(first: int, last: int) -> str:
     """A port or a range as UFW writes it."""
     return str(first) if first == last else f"{first}:{last}"

@@ -1,17 +1,21 @@
-"""The command line that jobs share: parameters as JSON or key=value, checked by the job's own model."""
+"""What jobs share: a name, checked parameters as JSON or key=value, a command line, and a record of each run."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ray_jobs import outcome
+from ray_jobs import outcome, runs
 
 
 class JobError(Exception):
@@ -25,6 +29,12 @@ class Parameters(BaseModel):
 
 
 P = TypeVar("P", bound=Parameters)
+_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
+
+
+def folder() -> Path | None:
+    """Where this run may leave files; None where nothing is kept (runs.py)."""
+    return _folder.get()
 
 
 def needs(*libraries: str) -> None:
@@ -73,38 +83,93 @@ def connect() -> None:
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
 
 
-def main(module: str, doc: str, model: type[P], run: Callable[[P, bool], BaseModel], argv: Sequence[str] | None) -> int:
-    """Run a job from the command line. Status 2: the parameters are wrong; 1: the job could not do it."""
-    shown = ", ".join(
-        f"{name}={'(required)' if field.is_required() else field.default!r}"
-        for name, field in model.model_fields.items()
-    )
-    parser = argparse.ArgumentParser(
-        prog=f"python -m ray_jobs.{module}", description=doc.splitlines()[0], epilog=f"parameters: {shown}"
-    )
-    parser.add_argument("--params", default="{}", metavar="JSON", help="the parameters as one JSON object")
-    parser.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help="one parameter")
-    parser.add_argument("--local", action="store_true", help="without a cluster, in this process")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
-    options = parser.parse_args(argv)
-    try:
-        parameters = parse(model, options.params, options.pairs)
-    except JobError as error:
-        print(error, file=sys.stderr)
-        return 2
-    try:
-        if not options.local:
+@dataclass(frozen=True)
+class Job:
+    """One job of the library: what it is called, what it takes, and what it does with it."""
+
+    name: str
+    # The module's docstring: its first line says what the job does.
+    doc: str
+    model: type[Parameters]
+    run: Callable[[Any, bool], BaseModel]
+    # What came out, for people; without it every field is a line.
+    show: Callable[[Any], str] | None = None
+
+    @property
+    def line(self) -> str:
+        return self.doc.splitlines()[0]
+
+    @property
+    def answer(self) -> type[BaseModel]:
+        """The model of what comes out."""
+        found: type[BaseModel] = get_type_hints(self.run)["return"]
+        return found
+
+    def parameters(self) -> list[tuple[str, str, str]]:
+        """Name, default and meaning of each."""
+        return [
+            (name, "required" if field.is_required() else json.dumps(field.get_default()), field.description or "")
+            for name, field in self.model.model_fields.items()
+        ]
+
+    def entrypoint(self, parameters: Parameters) -> str:
+        """The command that runs it on a node. Parameters travel as one quoted word: a shell runs the command."""
+        text = json.dumps(parameters.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return f"python -m ray_jobs.{self.name} --params {shlex.quote(text)}"
+
+    def text(self, answer: BaseModel) -> str:
+        if self.show is not None:
+            return self.show(answer)
+        values = answer.model_dump(mode="json")
+        width = max(map(len, values))
+        return "\n".join(f"{key:<{width}}  {value}" for key, value in values.items())
+
+    def perform(self, parameters: Parameters, local: bool) -> BaseModel:
+        """Run it, and keep what it was and what came out (runs.py)."""
+        from ray_jobs.library import code_hash
+
+        if not local:
             connect()
-        answer: dict[str, Any] = run(parameters, options.local).model_dump(mode="json")
-    except JobError as error:
-        print(error, file=sys.stderr)
-        return 1
-    # Set by the watcher (celery_app/ray_bridge.py): it wants the answer in a form that noise around it cannot break.
-    if os.environ.get("MUSTER_RAY_JOB"):
-        outcome.result(answer)
-    elif options.json:
-        print(json.dumps(answer))
-    else:
-        width = max(map(len, answer))
-        print("\n".join(f"{key:<{width}}  {value}" for key, value in answer.items()))
-    return 0
+        kept = runs.begin(self.name, parameters.model_dump(mode="json"), code_hash())
+        token = _folder.set(kept.folder if kept else None)
+        try:
+            answer = self.run(parameters, local)
+        except BaseException as error:
+            if kept:
+                kept.ended("failed", error=str(error)[:2000] or type(error).__name__)
+            raise
+        finally:
+            _folder.reset(token)
+        if kept:
+            kept.ended("succeeded", metrics=answer.model_dump(mode="json"))
+        return answer
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run it from the command line. Status 2: the parameters are wrong; 1: the job could not do it."""
+        shown = ", ".join(f"{name}={default}" for name, default, _ in self.parameters())
+        parser = argparse.ArgumentParser(
+            prog=f"python -m ray_jobs.{self.name}", description=self.line, epilog=f"parameters: {shown}"
+        )
+        parser.add_argument("--params", default="{}", metavar="JSON", help="the parameters as one JSON object")
+        parser.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help="one parameter")
+        parser.add_argument("--local", action="store_true", help="without a cluster, in this process")
+        parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+        options = parser.parse_args(argv)
+        try:
+            parameters = parse(self.model, options.params, options.pairs)
+        except JobError as error:
+            print(error, file=sys.stderr)
+            return 2
+        try:
+            answer = self.perform(parameters, options.local)
+        except JobError as error:
+            print(error, file=sys.stderr)
+            return 1
+        # Set by who submitted it: he wants the answer in a form that noise around it cannot break.
+        if os.environ.get("MUSTER_RAY_JOB"):
+            outcome.result(answer.model_dump(mode="json"))
+        elif options.json:
+            print(json.dumps(answer.model_dump(mode="json")))
+        else:
+            print(self.text(answer))
+        return 0

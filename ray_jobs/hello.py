@@ -1,21 +1,24 @@
-"""Hello, Ray: spread small tasks over the cluster and show who ran what.
-
-As a job:    ray job submit -- python -m ray_jobs.hello --tasks 20 --iterations 1000000
-As a module: ray_jobs.hello.run(tasks=20, iterations=1_000_000)
-"""
+"""Spread small tasks over the cluster, and show which node ran how many and with what versions."""
 
 from __future__ import annotations
 
-import argparse
-import json
+import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+
+from pydantic import BaseModel, Field
+
+from ray_jobs import command
 
 
-@dataclass(frozen=True)
-class Result:
+class Hello(command.Parameters):
+    """How many tasks, and how long each keeps a CPU busy."""
+
+    tasks: int = Field(default=20, ge=1, le=1_000_000)
+    iterations: int = Field(default=1_000_000, ge=0, description="additions per task")
+
+
+class Said(BaseModel):
     """What was asked, how long it took, and how many tasks each node ran."""
 
     tasks: int
@@ -23,10 +26,11 @@ class Result:
     seconds: float
     tasks_per_second: float
     nodes: dict[str, int]
+    versions: dict[str, str] = Field(description="of Python and Ray, by node")
 
 
-def work(iterations: int) -> str:
-    """Keep one CPU busy, and say on which node: `host/node` from its labels."""
+def work(iterations: int) -> tuple[str, str]:
+    """Keep one CPU busy, and say on which node: `host/node` from its labels; and what runs there."""
     import ray
 
     total = 0
@@ -34,43 +38,45 @@ def work(iterations: int) -> str:
         total += number
     context = ray.get_runtime_context()
     labels = context.get_node_labels()
-    return f"{labels.get('host', '?')}/{labels.get('node', context.get_node_id()[:8])}"
+    name = f"{labels.get('host', '?')}/{labels.get('node', context.get_node_id()[:8])}"
+    return name, f"Python {platform.python_version()}, Ray {ray.__version__}"
 
 
-def run(tasks: int = 20, iterations: int = 1_000_000, address: str | None = None) -> Result:
-    """Run the tasks and wait for all of them; connects to the cluster when nobody has yet."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
-    remote = ray.remote(work).options(scheduling_strategy="SPREAD")
+def run(parameters: Hello, local: bool = False) -> Said:
+    """Run the tasks and wait for all of them."""
     start = time.perf_counter()
-    ran = Counter(ray.get([remote.remote(iterations) for _ in range(tasks)]))
+    if local:
+        for _ in range(parameters.tasks):
+            sum(range(parameters.iterations))
+        ran = [(f"{platform.node()}/local", f"Python {platform.python_version()}")] * parameters.tasks
+    else:
+        import ray
+
+        remote = ray.remote(work).options(scheduling_strategy="SPREAD")
+        ran = ray.get([remote.remote(parameters.iterations) for _ in range(parameters.tasks)])
     seconds = time.perf_counter() - start
-    return Result(tasks, iterations, round(seconds, 3), round(tasks / seconds, 2), dict(sorted(ran.items())))
+    return Said(
+        tasks=parameters.tasks,
+        iterations=parameters.iterations,
+        seconds=round(seconds, 3),
+        tasks_per_second=round(parameters.tasks / seconds, 2),
+        nodes=dict(sorted(Counter(name for name, _ in ran).items())),
+        versions=dict(sorted(set(ran))),
+    )
 
 
-def table(result: Result) -> str:
-    """The result for people."""
-    width = max([len("node"), *(len(node) for node in result.nodes)])
-    lines = [f"{'node':<{width}}  tasks", *(f"{node:<{width}}  {n:>5}" for node, n in result.nodes.items())]
+def show(said: Said) -> str:
+    """The answer for people."""
+    width = max([len("node"), *(len(node) for node in said.nodes)])
+    lines = [f"{'node':<{width}}  tasks  runs"]
+    lines += [f"{node:<{width}}  {count:>5}  {said.versions[node]}" for node, count in said.nodes.items()]
     lines.append(
-        f"{result.tasks} tasks of {result.iterations} iterations in {result.seconds} s: "
-        f"{result.tasks_per_second} tasks/s"
+        f"{said.tasks} tasks of {said.iterations} iterations in {said.seconds} s: {said.tasks_per_second} tasks/s"
     )
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m ray_jobs.hello", description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", type=int, default=20)
-    parser.add_argument("--iterations", type=int, default=1_000_000)
-    parser.add_argument("--address", help="of the cluster; by default the one this runs in")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args(argv)
-    result = run(options.tasks, options.iterations, options.address)
-    print(json.dumps(asdict(result)) if options.json else table(result))
-
+JOB = command.Job("hello", __doc__ or "", Hello, run, show)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(JOB.main())

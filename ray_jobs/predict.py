@@ -1,4 +1,4 @@
-"""Batch prediction with a model of ray_jobs.forest: Parquet or CSV in, Parquet with one more column out."""
+"""Batch prediction with a model of ray_jobs.train_forest: Parquet or CSV in, Parquet with one more column out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -88,9 +87,7 @@ def run(parameters: Predict, local: bool = False) -> Predicted:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return command.main("predict", __doc__ or "", Predict, run, argv)
-
+JOB = command.Job("predict", __doc__ or "", Predict, run)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(JOB.main())

@@ -10,7 +10,7 @@ import csv
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -239,9 +239,7 @@ def run(parameters: Process, local: bool = False) -> Processed:
     )  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return command.main("process", __doc__ or "", Process, run, argv)
-
+JOB = command.Job("process", __doc__ or "", Process, run)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(JOB.main())

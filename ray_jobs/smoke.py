@@ -93,7 +93,7 @@ def touch_every(alive: Sequence[nodes.Node], seconds: float) -> list[str]:
     return problems
 
 
-def report(alive: Sequence[nodes.Node], result: hello.Result | None, refused: dict[str, int]) -> str:
+def report(alive: Sequence[nodes.Node], result: hello.Said | None, refused: dict[str, int]) -> str:
     """What is there and who ran what, for people."""
     width = max([4, *(len(node.name) for node in alive)])
     lines = [f"{'node':<{width}}  cpus  memory   objects  tasks"]
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems += touch_every(alive, options.wait)
         # Laptops alone offer none, and tasks that ask for nothing special would wait for a server.
         if not problems and ray.cluster_resources().get("CPU"):
-            result = hello.run(options.tasks, options.iterations)
+            result = hello.run(hello.Hello(tasks=options.tasks, iterations=options.iterations))
     elif planned and any(plan.cpus for plan in planned):
         problems.append("no node can run a task")
     print(report(alive, result, refused))

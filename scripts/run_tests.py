@@ -2,7 +2,7 @@
 """Runs the checks of this repository, two at a time, and ends with `N passed, N failed`.
 
 run_tests.py                 lint, unit tests and every Molecule scenario
-run_tests.py lint unit       only these kinds; delivery is another
+run_tests.py lint unit       only these kinds; jobs and delivery are others
 run_tests.py scenario:ufw    one scenario; its hosts stay with KEEP=1
 """
 
@@ -81,7 +81,13 @@ def lint_checks() -> list[Check]:
 
 
 def unit_checks() -> list[Check]:
-    return [Check("unit", ["pytest", "-q", "tests", "--ignore=tests/delivery"], 900)]
+    return [Check("unit", ["pytest", "-q", "tests", "--ignore=tests/delivery", "--ignore=tests/jobs"], 900)]
+
+
+def jobs_checks() -> list[Check]:
+    """The library's jobs with a real Ray on this machine and the libraries of the ml image."""
+    python = os.environ.get("JOBS_PYTHON", str(ROOT / ".venv-jobs/bin/python"))
+    return [Check("jobs", [python, "-m", "pytest", "-q", "tests/jobs"], 1800)]
 
 
 def delivery_checks(after: tuple[str, ...] = ()) -> list[Check]:
@@ -255,7 +261,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 def counts(name: str, code: int, text: str) -> tuple[int, int]:
     """Tests of pytest alone count one by one, everything else as one."""
-    if name in ("unit", "delivery"):
+    if name in ("unit", "jobs", "delivery"):
         found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", text[-2000:])}
         passed, failed = found.get("passed", 0), found.get("failed", 0) + found.get("error", 0)
         if passed or failed:
@@ -266,11 +272,13 @@ def counts(name: str, code: int, text: str) -> tuple[int, int]:
 def choose(words: list[str]) -> list[Check]:
     checks: list[Check] = []
     everything = not words
-    for word in words or ["lint", "unit", "scenarios", "delivery"]:
+    for word in words or ["lint", "unit", "jobs", "scenarios", "delivery"]:
         if word == "lint":
             checks += lint_checks()
         elif word == "unit":
             checks += unit_checks()
+        elif word == "jobs":
+            checks += jobs_checks()
         elif word == "scenarios":
             checks += scenario_checks()
         elif word == "delivery":
@@ -279,7 +287,7 @@ def choose(words: list[str]) -> list[Check]:
         elif word.startswith("scenario:"):
             checks += scenario_checks([word.removeprefix("scenario:")])
         else:
-            sys.exit(f"run_tests.py: {word!r} is none of lint, unit, delivery, scenarios, scenario:NAME")
+            sys.exit(f"run_tests.py: {word!r} is none of lint, unit, jobs, delivery, scenarios, scenario:NAME")
     return checks
 
 

@@ -14,8 +14,9 @@ import pytest
 from celery import Celery
 
 from celery_app import ray_bridge
-from celery_app.ray_bridge import Job, JobsClient, RayJobFailedError, RayJobStoppedError, Wanted, visit
+from celery_app.ray_bridge import RayJobFailedError, RayJobStoppedError, visit
 from ray_jobs import outcome
+from ray_jobs.jobs_api import BridgeError, Job, JobsApiError, JobsClient, RayUnavailableError, Wanted
 
 
 class FakeApi:
@@ -51,7 +52,7 @@ class FakeApi:
     def answer(self, call: str) -> None:
         self.calls.append(call)
         if self.away:
-            raise ray_bridge.RayUnavailableError("the head does not answer")
+            raise RayUnavailableError("the head does not answer")
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ def test_a_task_without_the_options_is_told(app: Celery) -> None:
     def plain() -> Any:
         return ray_bridge.ray_job("true")
 
-    with pytest.raises(ray_bridge.BridgeError, match="RAY_JOB"):
+    with pytest.raises(BridgeError, match="RAY_JOB"):
         plain.apply(throw=True)
 
 
@@ -303,8 +304,8 @@ def server() -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(401, ray_bridge.JobsApiError), (403, ray_bridge.JobsApiError), (500, ray_bridge.RayUnavailableError),
-     (503, ray_bridge.RayUnavailableError)],
+    [(401, JobsApiError), (403, JobsApiError), (500, RayUnavailableError),
+     (503, RayUnavailableError)],
 )  # fmt: skip
 def test_the_client_tells_a_refusal_from_an_absence(server: Any, status: int, error: type[Exception]) -> None:
     server.status = status
@@ -317,20 +318,20 @@ def test_a_job_that_is_there_already_is_no_error(server: Any) -> None:
     server.status, server.body = 500, b"ValueError: Job with submission_id t1 already exists."
     JobsClient(server.url, "secret").submit(WANTED.body(0))
     server.status, server.body = 400, b"bad request"
-    with pytest.raises(ray_bridge.JobsApiError, match="bad request"):
+    with pytest.raises(JobsApiError, match="bad request"):
         JobsClient(server.url, "secret").submit(WANTED.body(0))
     server.status = 404
     assert JobsClient(server.url, "secret").get("t1") is None
 
 
 def test_nobody_listening_is_an_absence() -> None:
-    with pytest.raises(ray_bridge.RayUnavailableError):
+    with pytest.raises(RayUnavailableError):
         JobsClient("http://127.0.0.1:1", "secret", timeout=1).get("t1")
 
 
 def test_without_an_address_the_mistake_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUSTER_RAY_JOBS_URL", raising=False)
-    with pytest.raises(ray_bridge.JobsApiError, match="MUSTER_RAY_JOBS_URL"):
+    with pytest.raises(JobsApiError, match="MUSTER_RAY_JOBS_URL"):
         JobsClient()
 
 

@@ -43,7 +43,9 @@ def test_differences_name_the_node_and_the_fix() -> None:
 
 
 def test_the_report_says_who_ran_what() -> None:
-    result = hello.Result(20, 1_000_000, 0.5, 40.0, {"server1/worker-1": 20})
+    result = hello.Said(
+        tasks=20, iterations=1_000_000, seconds=0.5, tasks_per_second=40.0, nodes={"server1/worker-1": 20}, versions={}
+    )
     text = smoke.report([node("head/head", 0), node("server1/worker-1")], result, {"without a token": 401})
     lines = text.splitlines()
     assert lines[1].split() == ["head/head", "0", "1.0GiB", "0.2GiB", "-"]
@@ -55,11 +57,16 @@ def test_the_report_says_who_ran_what() -> None:
 
 
 def test_the_table_of_hello_lists_every_node() -> None:
-    text = hello.table(hello.Result(3, 10, 0.1, 30.0, {"a/worker-1": 1, "server1/worker-1": 2}))
-    assert [line.split() for line in text.splitlines()[:3]] == [
-        ["node", "tasks"],
-        ["a/worker-1", "1"],
-        ["server1/worker-1", "2"],
+    nodes, versions = (
+        {"a/worker-1": 1, "server1/worker-1": 2},
+        {"a/worker-1": "Python 3", "server1/worker-1": "Python 4"},
+    )
+    said = hello.Said(tasks=3, iterations=10, seconds=0.1, tasks_per_second=30.0, nodes=nodes, versions=versions)
+    assert [line.split() for line in hello.show(said).splitlines()] == [
+        ["node", "tasks", "runs"],
+        ["a/worker-1", "1", "Python", "3"],
+        ["server1/worker-1", "2", "Python", "4"],
+        ["3", "tasks", "of", "10", "iterations", "in", "0.1", "s:", "30.0", "tasks/s"],
     ]
 
 

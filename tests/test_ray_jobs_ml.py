@@ -14,48 +14,48 @@ from pathlib import Path
 import pytest
 
 from celery_app.tasks import ml
-from ray_jobs import command, forest, predict, process
+from ray_jobs import command, predict, process, train_forest
 
 
 def test_a_wrong_parameter_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert forest.main(["-p", "trees=0", "-p", "colour=red"]) == 2
+    assert train_forest.JOB.main(["-p", "trees=0", "-p", "colour=red"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "trees" in said
     assert "colour" in said
-    assert forest.main(["--params", "[1]"]) == 2
-    assert forest.main(["-p", "name=../up"]) == 2
+    assert train_forest.JOB.main(["--params", "[1]"]) == 2
+    assert train_forest.JOB.main(["-p", "name=../up"]) == 2
 
 
 def test_a_missing_library_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert forest.main(["--local"]) == 1
+    assert train_forest.JOB.main(["--local"]) == 1
     assert "ml` image" in capsys.readouterr().err
 
 
 def test_trees_are_split_evenly_and_no_part_is_empty() -> None:
-    assert forest.split(10, 4) == [3, 3, 2, 2]
-    assert forest.split(2, 8) == [1, 1]
+    assert train_forest.split(10, 4) == [3, 3, 2, 2]
+    assert train_forest.split(2, 8) == [1, 1]
 
 
 def test_jobs_import_nothing_heavy() -> None:
     code = (
-        "import sys, ray_jobs.forest, ray_jobs.process, ray_jobs.predict;"
+        "import sys, ray_jobs.train_forest, ray_jobs.process, ray_jobs.predict;"
         "sys.exit(any(name in sys.modules for name in ('ray', 'pandas', 'sklearn', 'pyarrow')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_jobs_command_survives_the_shell() -> None:
-    wanted = forest.Forest(data="/a b/it's $HOME.csv", features=["x y"])
-    words = shlex.split(ml.command("forest", wanted))
-    assert words[:3] == ["python", "-m", "ray_jobs.forest"]
-    assert command.parse(forest.Forest, words[4], []) == wanted
+    wanted = train_forest.Forest(data="/a b/it's $HOME.csv", features=["x y"])
+    words = shlex.split(train_forest.JOB.entrypoint(wanted))
+    assert words[:3] == ["python", "-m", "ray_jobs.train_forest"]
+    assert command.parse(train_forest.Forest, words[4], []) == wanted
 
 
 def test_a_bad_parameter_never_reaches_ray() -> None:
     with pytest.raises(ValueError, match="trees"):
-        ml.checked(forest.Forest, {"trees": "many"})
+        ml.checked(train_forest.Forest, {"trees": "many"})
 
 
 def test_models_are_due_when_old_or_when_their_data_changed(tmp_path: Path) -> None:
@@ -116,12 +116,12 @@ def test_a_forest_learns_is_kept_and_predicts(tmp_path: Path) -> None:
     table = pandas.DataFrame(x, columns=list("abcdef")).assign(label=["yes" if value else "no" for value in y])
     table.to_parquet(tmp_path / "train.parquet")
     models = os.fspath(tmp_path / "models")
-    wanted = forest.Forest(data=os.fspath(tmp_path / "train.parquet"), trees=30, models=models, version="v1")
-    made = forest.run(wanted, local=True)
+    wanted = train_forest.Forest(data=os.fspath(tmp_path / "train.parquet"), trees=30, models=models, version="v1")
+    made = train_forest.run(wanted, local=True)
     assert made.accuracy > 0.85
     assert (made.trees, made.classes, made.test_rows) == (30, ["no", "yes"], 300)
     # The same version again keeps what is there.
-    assert forest.run(wanted, local=True).model == made.model == f"{models}/forest/v1"
+    assert train_forest.run(wanted, local=True).model == made.model == f"{models}/forest/v1"
     said = predict.run(
         predict.Predict(
             model=f"{models}/forest/latest",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 import uuid
 from pathlib import Path
@@ -14,10 +13,10 @@ from celery import shared_task
 from pydantic import ValidationError
 
 from celery_app.ray_bridge import RAY_JOB, ray_job
+from ray_jobs import library, train_forest
+from ray_jobs import predict as jobs_predict
+from ray_jobs import process as jobs_process
 from ray_jobs.command import Parameters, mistakes
-from ray_jobs.forest import Forest
-from ray_jobs.predict import Predict
-from ray_jobs.process import Process
 
 P = TypeVar("P", bound=Parameters)
 DATA = Path(os.environ.get("MUSTER_DATA", "/srv/muster"))
@@ -31,29 +30,33 @@ def checked(model: type[P], values: dict[str, Any]) -> P:
         raise ValueError(mistakes(error)) from error
 
 
-def command(module: str, parameters: Parameters) -> str:
-    """The job's command line. Parameters travel as one quoted word: the entrypoint is run by a shell."""
-    text = json.dumps(parameters.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
-    return f"python -m ray_jobs.{module} --params {shlex.quote(text)}"
+@shared_task(name="celery_app.tasks.ml.run", **RAY_JOB)
+def run(self: Any, job: str, parameters: dict[str, Any]) -> Any:
+    """Run a job of the library (`muster run NAME --queue`, `muster jobs`)."""
+    try:
+        wanted = library.get(job)
+    except KeyError:
+        raise ValueError(f"there is no job {job!r}; there are {', '.join(library.NAMES)}") from None
+    return ray_job(wanted.entrypoint(checked(wanted.model, parameters)))
 
 
 @shared_task(name="celery_app.tasks.ml.train", **RAY_JOB)
 def train(self: Any, parameters: dict[str, Any]) -> Any:
-    """Train a random forest (ray_jobs.forest). The version is the task's id, so that a repeat writes the same model."""
+    """Train a random forest. The version is the task's id, so that a repeat writes the same model."""
     wanted = {"models": os.fspath(DATA / "models"), "version": self.request.id, **parameters}
-    return ray_job(command("forest", checked(Forest, wanted)))
+    return ray_job(train_forest.JOB.entrypoint(checked(train_forest.Forest, wanted)))
 
 
 @shared_task(name="celery_app.tasks.ml.predict", **RAY_JOB)
 def predict(self: Any, parameters: dict[str, Any]) -> Any:
     """Predict files with a trained model (ray_jobs.predict)."""
-    return ray_job(command("predict", checked(Predict, parameters)))
+    return ray_job(jobs_predict.JOB.entrypoint(checked(jobs_predict.Predict, parameters)))
 
 
 @shared_task(name="celery_app.tasks.ml.process", **RAY_JOB)
 def process(self: Any, parameters: dict[str, Any]) -> Any:
     """Make typed Parquet of many or large CSV files (ray_jobs.process); for small ones there is tasks.data.process."""
-    return ray_job(command("process", checked(Process, parameters)))
+    return ray_job(jobs_process.JOB.entrypoint(checked(jobs_process.Process, parameters)))
 
 
 def due(models: Path, now: float, days: float) -> list[tuple[str, dict[str, Any]]]:

@@ -23,6 +23,7 @@ try:
         laptop_hours,
         laptops,
         logins,
+        ports,
         preflight,
         scrape,
         silence,
@@ -73,6 +74,7 @@ class FilterModule:
         """Filters by their names in templates."""
         return {
             "muster_port_plan": _plain(inventory.port_plan),
+            "muster_bracketed": ports.bracketed,
             "muster_logins": _plain(logins.logins),
             "muster_scrape_jobs": _plain(scrape.jobs),
             "muster_firewall_rules": _plain(inventory.firewall_rules),

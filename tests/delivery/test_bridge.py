@@ -191,7 +191,7 @@ def jobs_of(site: Site) -> dict[str, str]:
 
 
 def status(site: Site, job: str) -> str:
-    from celery_app.ray_bridge import JobsClient
+    from ray_jobs.jobs_api import JobsClient
 
     found = JobsClient(site.jobs, site.token).get(job)
     return found.status if found else ""
@@ -297,7 +297,8 @@ def test_the_head_may_be_killed_during_a_job(site: Site, app: Any, worker: Any, 
 
 def test_the_same_visit_twice_starts_one_job(site: Site, app: Any) -> None:
     """Two workers that hold the same message at the same time."""
-    from celery_app.ray_bridge import JobsClient, Wanted, visit
+    from celery_app.ray_bridge import visit
+    from ray_jobs.jobs_api import JobsClient, Wanted
 
     client = JobsClient(site.jobs, site.token)
     wanted = Wanted(uuid.uuid4().hex, "python -c 'import os; print(os.getpid())'")
@@ -310,7 +311,7 @@ def test_the_same_visit_twice_starts_one_job(site: Site, app: Any) -> None:
 
 
 def test_a_wrong_token_is_told_and_not_waited_for(site: Site) -> None:
-    from celery_app.ray_bridge import JobsApiError, JobsClient
+    from ray_jobs.jobs_api import JobsApiError, JobsClient
 
     with pytest.raises(JobsApiError, match=r"40[13]"):
         JobsClient(site.jobs, "wrong" * 10).get("any")

@@ -53,10 +53,10 @@ def test_a_job_with_the_token_runs() -> None:
         "python3",
         "-m",
         "ray_jobs.hello",
-        "--tasks",
-        "4",
-        "--iterations",
-        "1000",
+        "-p",
+        "tasks=4",
+        "-p",
+        "iterations=1000",
     )
     assert "head/worker-1" in said
     assert "4 tasks of 1000 iterations" in said

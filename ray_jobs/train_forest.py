@@ -1,7 +1,7 @@
 """Train a random forest across the nodes: held-out metrics, the model saved for ray_jobs.predict.
 
-As a job:    ray job submit -- python -m ray_jobs.forest -p data=/srv/muster/datasets/a.parquet -p target=label
-As a module: ray_jobs.forest.run(ray_jobs.forest.Forest(data=..., target=...))
+As a job:    ray job submit -- python -m ray_jobs.train_forest -p data=/srv/muster/datasets/a.parquet -p target=label
+As a module: ray_jobs.train_forest.run(ray_jobs.train_forest.Forest(data=..., target=...))
 """
 
 from __future__ import annotations
@@ -206,9 +206,7 @@ def run(parameters: Forest, local: bool = False) -> Trained:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return command.main("forest", __doc__ or "", Forest, run, argv)
-
+JOB = command.Job("train_forest", __doc__ or "", Forest, run)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(JOB.main())
