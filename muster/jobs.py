@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from muster.celery_schedule import schedule_mistakes
 from muster.errors import MusterError, UnansweredError
 from muster.screen import screen
 from muster.tables import Screen, plain
@@ -108,10 +109,7 @@ def run(inventory: Sequence[str], options: argparse.Namespace) -> int:
     if options.local:
         return here(job, parameters, options.json)
     if options.schedule:
-        entry = {"name": job.name, "task": "celery_app.tasks.ml.run", "crontab": options.schedule, "queue": "ml"}
-        print("Add to celery_schedule in the inventory, then run site.yml --tags celery_beat:")
-        print(f"  - {json.dumps({**entry, 'args': [job.name, values]})}")
-        return 0
+        return scheduled(job, values, options.schedule)
     if options.queue:
         print(screen("enqueue.yml", inventory, {"enqueue_words": [job.name, json.dumps(values)]}))
         return 0
@@ -129,6 +127,16 @@ def run(inventory: Sequence[str], options: argparse.Namespace) -> int:
             print(wanted.id)
             return 0
         return follow(ray, wanted.id, options.json)
+
+
+def scheduled(job: Job, values: dict[str, Any], crontab: str) -> int:
+    """What the inventory needs for a run of it now and again."""
+    entry = {"name": job.name, "task": "celery_app.tasks.ml.run", "crontab": crontab, "queue": "ml"}
+    for problem, fix in schedule_mistakes([entry]):
+        raise MusterError(problem, fix=fix)
+    print("Add to celery_schedule in the inventory, then run site.yml --tags celery_beat:")
+    print(f"  - {json.dumps({**entry, 'args': [job.name, values]})}")
+    return 0
 
 
 def here(job: Job, parameters: Parameters, as_json: bool) -> int:
