@@ -1,0 +1,77 @@
+"""The library's jobs as a user runs them: `muster run` on this machine, through the gateway, on a real cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+from ray_lab import ROOT, Lab, until
+
+LAB = Lab("cluster")
+HEAD = "ray_head-head-1"
+
+
+def muster(command: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "muster.cli", command, *words, *LAB.inventory],
+        cwd=ROOT, env=LAB.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_hello_runs_on_the_servers() -> None:
+    done = muster("run", "hello", "-p", "tasks=40", "-p", "iterations=200000", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert set(said["nodes"]) == {"server1/worker-1", "server1/worker-2", "server2/worker-1"}
+    assert sum(said["nodes"].values()) == 40
+    (run,) = [line.split()[0] for line in done.stderr.splitlines() if line.endswith("is submitted")]
+    again = muster("result", run, "--json")
+    assert json.loads(again.stdout) == said
+    assert run in muster("runs").stdout
+
+
+def test_a_job_that_the_image_is_too_small_for_says_so() -> None:
+    """The lab's image is the core profile's: what a person gets who has not chosen the other one."""
+    done = muster("run", "train_forest")
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert "node_image_profile: ml" in done.stderr
+
+
+def test_a_job_goes_through_celery() -> None:
+    done = muster("run", "hello", "--queue", "-p", "tasks=5", "-p", "iterations=10")
+    assert done.returncode == 0, done.stderr
+    task = done.stdout.strip()
+    until(120, "the job has ended", lambda: muster("result", task).returncode == 0)
+    assert json.loads(muster("result", task, "--json").stdout)["tasks"] == 5
+
+
+def test_the_head_is_killed_while_a_job_is_followed() -> None:
+    """Who follows it hears nothing for a while, and then what came out."""
+    words = ["run", "hello", "-p", "tasks=30", "-p", "iterations=30000000", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "muster.cli", *words, *LAB.inventory],
+        cwd=ROOT, env=LAB.environment, stdin=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stderr
+        name = child.stderr.readline().split()[0]
+        status = ("docker", "exec", HEAD, "ray", "job", "status", name)
+        until(90, "the job runs", lambda: "RUNNING" in LAB.on("head", *status, check=False))
+        time.sleep(3)
+        LAB.kill_hard("head", HEAD)
+        said, log = child.communicate(timeout=400)
+    assert child.returncode == 0, log
+    assert json.loads(said)["tasks"] == 30
+    assert "waiting: " in log
+
+
+def test_a_stopped_run_is_stopped() -> None:
+    name = muster("run", "hello", "--detach", "-p", "tasks=1000", "-p", "iterations=100000000").stdout.strip()
+    until(90, "it runs", lambda: f"{name}  running" in muster("runs").stdout)
+    assert muster("stop", name).returncode == 0
+    until(90, "it is stopped", lambda: f"{name}  stopped" in muster("runs").stdout)
+    assert muster("result", name).returncode == 1
