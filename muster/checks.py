@@ -70,6 +70,7 @@ def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list
         *_schedules(inv),
         *_laptops(inv),
         *_gateway(inv),
+        *_storage(inv),
         *_messages(inv),
         *_secrets(inv),
     ]
@@ -413,6 +414,13 @@ def _gateway(inv: Inventory) -> Iterator[Problem]:
             )
         for problem, fix in logins.mistakes(inv.hostvars[host]):
             yield Problem(host, problem, fix)
+
+
+def _storage(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.in_this_run("cluster"):
+        path = str(inventory.value(inv.hostvars[host], "storage_path", ""))
+        if path and not re.fullmatch(r"(/[\w.-]+)+", path):
+            yield Problem(host, f"storage_path is {path!r}", "give the whole path of a folder, as in /srv/share")
 
 
 def _messages(inv: Inventory) -> Iterator[Problem]:

@@ -54,6 +54,7 @@ def host_problems(
         if one.name in cluster:
             found += _system(one)
             found += _disk(one, limits)
+            found += _storage(one, hostvars[one.name])
             found += _clock(one, limits)
             found += _fit(one, hostvars, groups)
             found += _taken_ports(one, hostvars, groups)
@@ -102,6 +103,12 @@ def _disk(one: Seen, limits: Limits) -> Iterator[Problem]:
             f"{free:.1f} GB are free under /var/lib, images and data need {limits.free_disk_gb:g} GB",
             "make room, or lower preflight_free_disk_gb",
         )
+
+
+def _storage(one: Seen, variables: Mapping[str, Any]) -> Iterator[Problem]:
+    if wrong := one.probe.get("folder"):
+        path = inventory.value(variables, "storage_path", "")
+        yield Problem(one.name, f"storage_path {path} {wrong}", "mount it there, or correct storage_path")
 
 
 def _clock(one: Seen, limits: Limits) -> Iterator[Problem]:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+import uuid
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray_jobs import hello, nodes
@@ -72,24 +75,57 @@ def refusals() -> tuple[dict[str, int], list[str]]:
     return seen, [f"a job {how} was not refused: {status}" for how, status in seen.items() if status not in (401, 403)]
 
 
-def touch_every(alive: Sequence[nodes.Node], seconds: float) -> list[str]:
-    """Run one small task on each node that has CPUs; this also starts its first worker process."""
+def on_each(
+    alive: Sequence[nodes.Node], seconds: float, function: Callable[..., Any], *arguments: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """A small task on every node that has CPUs: what each answered, and what went wrong."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ask = ray.remote(hello.work)
+    ask = ray.remote(function)
     asked: dict[Any, str] = {}
     for node in alive:
         if node.cpus:
             strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            asked[ask.options(num_cpus=0, scheduling_strategy=strategy).remote(1)] = node.name
+            asked[ask.options(num_cpus=0, scheduling_strategy=strategy).remote(*arguments)] = node.name
     ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
     problems = [f"{asked[task]} ran no task within {seconds:.0f} s" for task in silent]
+    answers = {}
     for task in ready:
         try:
-            ray.get(task)
+            answers[asked[task]] = ray.get(task)
         except ray.exceptions.RayError as error:
             problems.append(f"{asked[task]}: {str(error).splitlines()[-1]}")
+    return answers, problems
+
+
+def holds(file: str, text: str) -> bool:
+    """Whether what the head wrote is here, too. A laptop has no shared storage, and is told none."""
+    if not os.environ.get("MUSTER_DATA"):
+        return True
+    try:
+        return Path(file).read_text() == text
+    except OSError:
+        return False
+
+
+def shared(alive: Sequence[nodes.Node], seconds: float) -> list[str]:
+    """What the head writes to the shared storage, all servers can read."""
+    root = os.environ.get("MUSTER_DATA")
+    if not root:
+        return []
+    mark = uuid.uuid4().hex
+    file = Path(root) / f".smoke-{mark}"
+    try:
+        file.write_text(mark)
+    except OSError as error:
+        return [f"storage_path cannot be written by user {os.getuid()} ({error.strerror}): give it to that user"]
+    try:
+        answers, problems = on_each(alive, seconds, holds, os.fspath(file), mark)
+    finally:
+        file.unlink(missing_ok=True)
+    blind = [name for name, there in answers.items() if not there]
+    problems += [f"{name} does not see what the head wrote to storage_path: mount the same there" for name in blind]
     return problems
 
 
@@ -132,7 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         import ray
 
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR", namespace="smoke")
-        problems += touch_every(alive, options.wait)
+        # This also starts the first worker process of each node.
+        problems += on_each(alive, options.wait, hello.work, 1)[1]
+        problems = problems or shared(alive, options.wait)
         # Laptops alone offer none, and tasks that ask for nothing special would wait for a server.
         if not problems and ray.cluster_resources().get("CPU"):
             result = hello.run(hello.Hello(tasks=options.tasks, iterations=options.iterations))

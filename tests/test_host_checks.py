@@ -17,6 +17,7 @@ GOOD: dict[str, Any] = {
     "disk_gb": 200.0,
     "docker": "26.1.5",
     "firewall": True,
+    "folder": "",
     "gpus": [],
     "listening": [{"port": 22, "uid": 0, "process": "sshd"}],
     "memory_mb": 16000,
@@ -70,6 +71,7 @@ def test_fit_hosts_have_none(inventories: Inventories) -> None:
             "its architecture is aarch64, the head's is x86_64. Fix: take it out of the cluster",
         ),
         ({"disk_free_gb": 3.25}, "3.2 GB are free under /var/lib, images and data need 10 GB. Fix: make room"),
+        ({"folder": "is not there"}, "storage_path  is not there. Fix: mount it there, or correct storage_path"),
         ({"clock_skew": -90.0}, "its clock is 90 s behind. Fix: run a time service on it"),
         ({"clock_skew": 7.0}, "its clock is 7 s ahead. Fix: run a time service on it"),
         (

@@ -142,6 +142,8 @@ def test_a_registry_of_ones_own_needs_no_builder(problems: Problems) -> None:
             {"muster_cpus": 4, "muster_memory": "64G", "ray_workers": 3, "ray_worker_cpus": 2},
             "server1: 3 workers ask for 6 CPUs, the host has 4. Fix: lower ray_workers or ray_worker_cpus.",
         ),
+        ({"storage_path": "srv/a"}, "server1: storage_path is 'srv/a'. Fix: give the whole path of a folder"),
+        ({"storage_path": "/srv/a:b"}, "server1: storage_path is '/srv/a:b'. Fix: give the whole path of a folder"),
     ],
     ids=lambda value: str(value)[:60],
 )

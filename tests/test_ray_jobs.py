@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ray_jobs import hello, nodes, smoke
 
@@ -68,6 +71,29 @@ def test_the_table_of_hello_lists_every_node() -> None:
         ["server1/worker-1", "2", "Python", "4"],
         ["3", "tasks", "of", "10", "iterations", "in", "0.1", "s:", "30.0", "tasks/s"],
     ]
+
+
+def test_a_server_that_does_not_see_the_share_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUSTER_DATA", raising=False)
+    assert smoke.shared([node("server1/worker-1")], 1) == []
+    # A laptop.
+    assert smoke.holds("/nowhere", "mark")
+    monkeypatch.setenv("MUSTER_DATA", str(tmp_path))
+    (tmp_path / "file").write_text("mark")
+    assert smoke.holds(str(tmp_path / "file"), "mark")
+    assert not smoke.holds(str(tmp_path / "file"), "other")
+    assert not smoke.holds(str(tmp_path / "nothing"), "mark")
+    monkeypatch.setattr(
+        smoke, "on_each", lambda alive, seconds, ask, *words: ({"a/w": True, "b/w": False}, ["c is gone"])
+    )
+    assert smoke.shared([], 1) == [
+        "c is gone",
+        "b/w does not see what the head wrote to storage_path: mount the same there",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    monkeypatch.setenv("MUSTER_DATA", str(tmp_path / "file"))
+    (line,) = smoke.shared([], 1)
+    assert line.startswith("storage_path cannot be written by user ") and "Not a directory" in line
 
 
 def test_imports_are_cheap() -> None:

@@ -18,6 +18,8 @@ LIMITS = {"servers": FIRST_LAPTOP - FIRST_SERVER, "laptops": FIRST_SPARE - FIRST
 # Small on purpose: all hosts of the lab share one machine, which may have two cores.
 HEAD = {"ray_workers": 0}
 WORKERS = {"ray_worker_cpus": 1, "ray_worker_memory": "2G"}
+# A volume that all servers have (molecule/shared/create.yml).
+SHARED = {"storage_path": "/srv/share"}
 
 
 def check_size(size: dict[str, Any]) -> dict[str, int]:
@@ -56,7 +58,7 @@ def inventory(size: dict[str, int]) -> dict[str, Any]:
     return {
         "_meta": {
             "hostvars": {
-                host: {"ansible_host": address, **(HEAD if host == "head" else WORKERS)}
+                host: {"ansible_host": address, **SHARED, **(HEAD if host == "head" else WORKERS)}
                 for host, address in addresses.items()
             }
         },

@@ -32,6 +32,9 @@ def test_hello_runs_on_the_servers() -> None:
     again = muster("result", run, "--json")
     assert json.loads(again.stdout) == said
     assert run in muster("runs").stdout
+    # What can be repeated lies on what all servers share, whichever of them ran it.
+    about = json.loads(LAB.on("server2", "sh", "-c", f"cat /srv/share/results/hello/*-{run}/run.json"))
+    assert about["state"] == "succeeded" and about["metrics"] == said and about["parameters"]["tasks"] == 40
 
 
 def test_a_job_that_the_image_is_too_small_for_says_so() -> None:

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -26,6 +27,10 @@ options:
     type: list
     elements: dict
     default: []
+  folder:
+    description: A folder that has to be there; empty asks for none.
+    type: str
+    default: ""
   timeout:
     description: Seconds for all of them together.
     type: float
@@ -95,6 +100,17 @@ def disk():
         "disk_gb": round(stat.f_blocks * stat.f_frsize / 1024**3, 1),
         "disk_free_gb": round(stat.f_bavail * stat.f_frsize / 1024**3, 1),
     }
+
+
+def folder(path):
+    """What is wrong with a folder that has to be there; a share that hangs is not waited for."""
+    if not path:
+        return ""
+    try:
+        done = subprocess.run(["test", "-d", path], timeout=10, check=False)
+    except subprocess.TimeoutExpired:
+        return "does not answer"
+    return "is not there" if done.returncode else ""
 
 
 def gpus():
@@ -178,6 +194,7 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "doors": {"type": "list", "elements": "dict", "default": []},
+            "folder": {"type": "str", "default": ""},
             "timeout": {"type": "float", "default": 1.5},
             "knock": {"type": "float", "default": 0},
         },
@@ -193,6 +210,7 @@ def main():
         memory_mb=memory_mb(),
         gpus=gpus(),
         docker=docker(module),
+        folder=folder(module.params["folder"]),
         firewall="ENABLED=yes" in read("/etc/ufw/ufw.conf"),
         listening=listening(),
         blocked=asyncio.run(blocked(module.params["doors"], module.params["timeout"])),
