@@ -170,10 +170,13 @@ def test_a_notebook_uses_ray_client_and_nothing_else() -> None:
             # The notebook's own network, with the Python that its owner has installed.
             done = subprocess.run(
                 ["docker", "run", "--rm", "--network", "container:cluster-notebook", "-v", f"{folder}:/pki:ro",
-                 *environment, "--entrypoint", "timeout", image, "60", "python", "-c", code],
+                 *environment, "--entrypoint", "timeout", image, "180", "python", "-c", code],
                 capture_output=True, text=True,
             )  # fmt: skip
-            assert ("sum 3" in done.stdout) == works, done.stdout[-2000:] + done.stderr[-3000:]
+            # Why it did not is known to the head's process for notebooks.
+            look = "tail -n 20 /var/lib/node/ray/session_latest/logs/ray_client_server*.err"
+            why = LAB.inside("head", HEAD, "sh", "-c", look, check=False)
+            assert ("sum 3" in done.stdout) == works, done.stdout[-2000:] + done.stderr[-3000:] + why[-6000:]
 
 
 DRILL_ACTOR = """
