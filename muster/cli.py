@@ -15,8 +15,8 @@ from muster.tables import paint, plain
 
 DEFAULT_INVENTORY = "inventory/lab"
 EXIT_CODES = (
-    "Ends with 0 when all went well, 1 when `muster alerts` shows an alert, 2 when what was typed or the inventory is "
-    "wrong, 3 when the cluster could not be asked."
+    "Ends with 0 when all went well, 1 when `muster alerts` shows an alert or a job failed, 2 when what was typed or "
+    "the inventory is wrong, 3 when the cluster could not be asked."
 )
 # Screens that only a host in some group can fill, and what is said where none is in it.
 NOBODY = {
