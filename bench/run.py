@@ -1,6 +1,6 @@
 """Measure the cluster that `make up` made and keep the figures: bench/figures.json, printed as a table.
 
-`python bench/run.py` measures everything that exists; name some (`rerun scale code hello memory overhead
+`python bench/run.py` measures everything that exists; name some (`rerun scale code hello submit memory overhead
 tls celery laptops watched`) for less. Times are of this machine and this hour: the ratios in the last column are what
 to compare.
 """
@@ -98,6 +98,33 @@ def hello() -> Figure:
     rates = [20 / json.loads(on("head", *command).splitlines()[-1])["seconds"] for _ in range(4)][1:]
     rate = statistics.median(rates)
     return {"tasks/s": round(rate, 1), "times the old deployment": round(rate / OLD_HELLO, 1)}
+
+
+def submit() -> Figure:
+    """What a job costs beside its work: `muster run` through the gateway, and its module in the head's container."""
+    words = ["-p", "tasks=1", "-p", "iterations=0"]
+    run = [sys.executable, "-m", "muster.cli", "run", "hello", *words]
+    inside = [
+        "docker",
+        "exec",
+        "lab-head",
+        "docker",
+        "exec",
+        "ray_head-head-1",
+        "python",
+        "-m",
+        "ray_jobs.hello",
+        *words,
+    ]
+    seconds: dict[str, list[float]] = {"muster run": [], "the same in the head's container": []}
+    for _ in range(5):
+        for name, command in zip(seconds, (run, inside), strict=True):
+            begin = time.perf_counter()
+            subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+            seconds[name].append(time.perf_counter() - begin)
+    medians = {name: round(statistics.median(values), 2) for name, values in seconds.items()}
+    through, bare = medians.values()
+    return {"seconds": medians, "ratio": round(through / bare, 2)}
 
 
 def memory() -> Figure:
@@ -276,7 +303,7 @@ def laptops() -> Figure:
 
 MEASURES: dict[str, Callable[[], Mapping[str, object]]] = {
     measure.__name__: measure
-    for measure in (rerun, scale, code, hello, memory, overhead, tls, celery, laptops, watched)
+    for measure in (rerun, scale, code, hello, submit, memory, overhead, tls, celery, laptops, watched)
 }
 
 
