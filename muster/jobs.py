@@ -167,7 +167,8 @@ def follow(ray: JobsClient, job: str, as_json: bool) -> int:
                 try:
                     found = ray.get(job)
                     if found is None:
-                        raise MusterError(f"Ray no longer knows {job}", fix="look at `muster runs`")
+                        # A head that has just come back, or somebody deleted it.
+                        raise RayUnavailableError(f"Ray does not know {job} any more")
                     lines = ray.tail(job, found.node, WINDOW).splitlines()
                     lost = 0.0
                 except RayUnavailableError as error:
