@@ -24,6 +24,8 @@ from ray_jobs.jobs_api import JobsApiError, JobsClient, RayUnavailableError, Wan
 # How many lines of a log are looked at from one look to the next.
 WINDOW = 2_000
 SLOWEST = 3.0
+# How often the log of a job that has ended is looked for.
+LOOKS = 5
 
 
 def job_named(name: str) -> Job:
@@ -162,7 +164,7 @@ def follow(ray: JobsClient, job: str, as_json: bool) -> int:
     try:
         with Bar() as bar:
             before: list[str] = []
-            pause, lost = 0.3, 0.0
+            pause, lost, silent = 0.3, 0.0, 0
             while True:
                 try:
                     found = ray.get(job)
@@ -181,8 +183,9 @@ def follow(ray: JobsClient, job: str, as_json: bool) -> int:
                     continue
                 for line in fresh(before, lines):
                     bar.line(line)
-                before = lines
-                if found.ended:
+                # The log is kept by a part of Ray that may be away when the rest answers.
+                before, silent = lines or before, 0 if lines else silent + 1
+                if found.ended and (lines or silent > LOOKS):
                     break
                 pause = min(SLOWEST, pause * 1.1)
                 time.sleep(pause)

@@ -135,6 +135,14 @@ def test_a_head_that_restarts_meanwhile_is_waited_for(api: Api, capsys: pytest.C
     assert said.err.count("waiting: ") == 1 and said.err.count("one") == 1
 
 
+def test_a_log_that_is_away_for_a_moment_is_not_shown_twice(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.looks = [("RUNNING", ["one"]), ("RUNNING", []), ("SUCCEEDED", []), ("SUCCEEDED", ["one", RESULT])]
+    assert jobs.follow(jobs.client([]), "hello-1", as_json=True) == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines() == ["one"]
+    assert json.loads(said.out) == ANSWER
+
+
 def test_a_long_log_shows_every_line_once(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     """More lines than a look at its end takes in."""
     lines = [f"line {number}" for number in range(12)]
