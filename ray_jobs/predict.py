@@ -1,8 +1,7 @@
-"""Batch prediction with a model of ray_jobs.train_forest: Parquet or CSV in, Parquet with one more column out."""
+"""Batch prediction with a model of train_forest or train_boosted: CSV or Parquet in, Parquet with the answer out."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
@@ -10,12 +9,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from ray_jobs import command, guests, outcome
+from ray_jobs import command, guests, models, outcome, tables
 from ray_jobs.command import JobError
 
 
 class Predict(command.Parameters):
-    """Which model says something about which rows. Load only models that you trust: a model is a program."""
+    """Which model says something about which rows. Load only models that you trust: a forest is a program."""
 
     model: str = Field(description="folder of the model, as in /srv/muster/models/forest/latest")
     data: str = Field(description="CSV or Parquet file, or a folder of them")
@@ -33,15 +32,12 @@ class Predicted(BaseModel):
 
 def one(model: str, source: str, target: str, column: str) -> tuple[str, int]:
     """Predict one file; what is written appears complete or not at all."""
-    import joblib
-    import pandas
-
-    about = json.loads((Path(model) / "model.json").read_text())
-    forest = joblib.load(Path(model) / "model.joblib")
-    table = pandas.read_csv(source) if source.endswith(".csv") else pandas.read_parquet(source)
-    if missing := [name for name in about["features"] if name not in table]:
-        raise JobError(f"data: {source} lacks {', '.join(missing)}, which the model was trained with")
-    table[column] = forest.predict(table[about["features"]].to_numpy(dtype=float)) if len(table) else []
+    about, answers = models.load(Path(model))
+    table = tables.file(Path(source), about.get("labels", ()))
+    try:
+        table[column] = answers(table) if len(table) else []
+    except JobError as error:
+        raise JobError(f"{error} ({source})") from error
     final = Path(target) / f"{Path(source).name.rsplit('.', 1)[0]}.parquet"
     partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
     table.to_parquet(partial, index=False)
@@ -51,11 +47,10 @@ def one(model: str, source: str, target: str, column: str) -> tuple[str, int]:
 
 def run(parameters: Predict, local: bool = False) -> Predicted:
     """Predict every file, each as a task that may be repeated."""
-    command.needs("sklearn", "pandas", "pyarrow", "joblib")
+    command.needs("pandas", "pyarrow")
     start = time.perf_counter()
     source, model = Path(parameters.data), Path(parameters.model).resolve()
-    if not (model / "model.json").is_file():
-        raise JobError(f"model: {model} holds no model.json (is the shared storage mounted on this node?)")
+    models.about(model)
     files = sorted(p for p in source.iterdir() if p.suffix in (".csv", ".parquet")) if source.is_dir() else [source]
     files = [path for path in files if path.is_file()]
     if not files:

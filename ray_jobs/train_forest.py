@@ -6,27 +6,15 @@ As a module: ray_jobs.train_forest.run(ray_jobs.train_forest.Forest(data=..., ta
 
 from __future__ import annotations
 
-import json
-import os
 import time
-import uuid
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from ray_jobs import command, guests, outcome
+from ray_jobs import command, guests, models, outcome, tables
 from ray_jobs.command import JobError
-
-
-def _plain(name: str) -> str:
-    if name in (".", "..") or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise ValueError("letters, digits, dot, dash and underscore only: it is the name of a folder")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_plain)]
+from ray_jobs.models import Name
 
 
 class Forest(command.Parameters):
@@ -71,32 +59,12 @@ def split(total: int, parts: int) -> list[int]:
 
 def load(parameters: Forest) -> tuple[Any, Any, list[str]]:
     """Features, labels and the features' names."""
-    import pandas
-    from sklearn.datasets import make_classification
-
-    if not parameters.data:
-        x, y = make_classification(
-            n_samples=20_000, n_features=20, n_informative=15, n_redundant=5, random_state=parameters.seed
-        )
-        return x, y, [f"feature{index}" for index in range(x.shape[1])]
-    path = Path(parameters.data)
-    if not path.exists():
-        raise JobError(f"data: {path} is not there (is the shared storage mounted on this node?)")
-    try:
-        table = pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
-    except (ValueError, OSError) as error:
-        raise JobError(f"data: {path} cannot be read: {error}") from error
-    if parameters.target not in table:
-        raise JobError(f"target: no column {parameters.target!r} in {path}; there are {', '.join(map(str, table))}")
-    table = table.dropna(subset=[parameters.target])
-    names = parameters.features or [
-        str(name) for name in table.select_dtypes(["number", "bool"]) if name != parameters.target
-    ]
-    if unknown := [name for name in names if name not in table]:
-        raise JobError(f"features: no column {', '.join(unknown)} in {path}")
-    if not names:
-        raise JobError(f"features: {path} has no column of numbers but the target")
-    return table[names].to_numpy(dtype=float), table[parameters.target].to_numpy(), names
+    if parameters.data:
+        table = tables.read(parameters.data, parameters.target)
+    else:
+        table = tables.made_up(parameters.target, parameters.seed)
+    names, _ = tables.features(table, parameters.features, parameters.target)
+    return tables.matrix(table, names), table[parameters.target].to_numpy(), names
 
 
 def fit(x: Any, y: Any, trees: int, seed: int, settings: dict[str, Any]) -> tuple[Any, str]:
@@ -142,33 +110,14 @@ def grow(x: Any, y: Any, parameters: Forest, local: bool) -> tuple[Any, int, int
 
 
 def save(forest: Any, parameters: Forest, names: list[str], metrics: dict[str, float]) -> str:
-    """Write the model and what it is into a folder of its own, which appears complete or not at all."""
+    """Keep it for `predict`."""
     import joblib
 
-    version = parameters.version or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    final = Path(parameters.models) / parameters.name / version
-    partial = final.with_name(f".{version}.{uuid.uuid4().hex}")
-    try:
-        partial.mkdir(parents=True)
-        joblib.dump(forest, partial / "model.joblib", compress=3)
-        about = {"features": names, "parameters": parameters.model_dump(), "metrics": metrics}
-        (partial / "model.json").write_text(json.dumps(about, indent=2))
-        try:
-            partial.rename(final)
-        except OSError as error:
-            if not final.is_dir():
-                raise
-            # The same version twice is the same job started again: keep what is there.
-            for file in partial.iterdir():
-                file.unlink()
-            partial.rmdir()
-            print(f"{final} is there already and stays: {error}", flush=True)
-        latest = final.with_name(f".latest.{uuid.uuid4().hex}")
-        latest.symlink_to(final.name)
-        latest.rename(final.with_name("latest"))
-    except OSError as error:
-        raise JobError(f"models: {parameters.models} cannot be written: {error}") from error
-    return os.fspath(final)
+    about = {"kind": "forest", "features": names, "parameters": parameters.model_dump(), "metrics": metrics}
+    return models.save(
+        parameters.models, parameters.name, parameters.version, about,
+        lambda folder: joblib.dump(forest, folder / "model.joblib", compress=3),
+    )  # fmt: skip
 
 
 def run(parameters: Forest, local: bool = False) -> Trained:
@@ -178,6 +127,8 @@ def run(parameters: Forest, local: bool = False) -> Trained:
     from sklearn.model_selection import train_test_split
 
     start = time.perf_counter()
+    if parameters.models:
+        models.writable(parameters.models)
     x, y, names = load(parameters)
     try:
         x_train, x_test, y_train, y_test = train_test_split(

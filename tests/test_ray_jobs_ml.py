@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,8 +41,8 @@ def test_trees_are_split_evenly_and_no_part_is_empty() -> None:
 
 def test_jobs_import_nothing_heavy() -> None:
     code = (
-        "import sys, ray_jobs.train_forest, ray_jobs.process, ray_jobs.predict;"
-        "sys.exit(any(name in sys.modules for name in ('ray', 'pandas', 'sklearn', 'pyarrow')))"
+        "import sys, ray_jobs.train_forest, ray_jobs.train_boosted, ray_jobs.process, ray_jobs.predict;"
+        "sys.exit(any(name in sys.modules for name in ('ray', 'pandas', 'sklearn', 'pyarrow', 'xgboost')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -72,6 +73,30 @@ def test_models_are_due_when_old_or_when_their_data_changed(tmp_path: Path) -> N
     found = ml.due(tmp_path / "models", now, 7)
     assert [name for name, _ in found] == ["old", "stale"]
     assert found[0][1]["version"] is None
+    # What is trained anew is trained by the job that made it.
+    parameters = {"data": os.fspath(data), "folds": 3}
+    (tmp_path / "models/stale/v1/model.json").write_text(json.dumps({"kind": "boosted", "parameters": parameters}))
+    os.utime(tmp_path / "models/stale/v1/model.json", (now - 100, now - 100))
+    assert [name for name, _ in ml.due(tmp_path / "models", now, 7)] == ["old"]
+    assert ml.due(tmp_path / "models", now, 7, "boosted") == [("stale", {**parameters, "version": None})]
+
+
+def test_a_model_is_trained_anew_by_the_job_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, parameters in (("forest", {"trees": 7}), ("boosted", {"folds": 3})):
+        (tmp_path / "models" / kind / "latest").mkdir(parents=True)
+        about = tmp_path / "models" / kind / "latest/model.json"
+        about.write_text(json.dumps({"kind": kind, "parameters": parameters}))
+        os.utime(about, (0, 0))
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(ml, "DATA", tmp_path)
+    monkeypatch.setattr(ml, "ray_job", lambda entrypoint: entrypoint)
+    monkeypatch.setattr(ml.train, "apply_async", lambda **options: sent.append(options))
+    assert set(ml.retrain_due.apply().get()) == {"forest", "boosted"}
+    entrypoints = [ml.train.apply(args=options["args"], task_id=options["task_id"]).get() for options in sent]
+    (forest, boosted) = (shlex.split(entrypoint) for entrypoint in entrypoints)
+    assert forest[2] == "ray_jobs.train_forest" and json.loads(forest[4])["trees"] == 7
+    assert boosted[2] == "ray_jobs.train_boosted" and json.loads(boosted[4])["folds"] == 3
+    assert json.loads(boosted[4])["version"] == sent[1]["task_id"]
 
 
 CSV = "id,price,zip,ok,when\n1,2.5,01234,true,2024-01-01\n2,x,0999,no,2024-01-02\n3,4,111\n4,1e3,222,yes,2024-01-03\n"

@@ -13,7 +13,7 @@ from celery import shared_task
 from pydantic import ValidationError
 
 from celery_app.ray_bridge import RAY_JOB, ray_job
-from ray_jobs import library, train_forest
+from ray_jobs import library, models
 from ray_jobs import predict as jobs_predict
 from ray_jobs import process as jobs_process
 from ray_jobs.command import Parameters, mistakes
@@ -41,10 +41,13 @@ def run(self: Any, job: str, parameters: dict[str, Any]) -> Any:
 
 
 @shared_task(name="celery_app.tasks.ml.train", **RAY_JOB)
-def train(self: Any, parameters: dict[str, Any]) -> Any:
-    """Train a random forest. The version is the task's id, so that a repeat writes the same model."""
+def train(self: Any, parameters: dict[str, Any], kind: str = "forest") -> Any:
+    """Train a model of this kind. The version is the task's id, so that a repeat writes the same model."""
+    if kind not in models.KINDS:
+        raise ValueError(f"there is no kind of model {kind!r}; there are {', '.join(models.KINDS)}")
+    job = library.get(f"train_{kind}")
     wanted = {"models": os.fspath(DATA / "models"), "version": self.request.id, **parameters}
-    return ray_job(train_forest.JOB.entrypoint(checked(train_forest.Forest, wanted)))
+    return ray_job(job.entrypoint(checked(job.model, wanted)))
 
 
 @shared_task(name="celery_app.tasks.ml.predict", **RAY_JOB)
@@ -59,12 +62,15 @@ def process(self: Any, parameters: dict[str, Any]) -> Any:
     return ray_job(jobs_process.JOB.entrypoint(checked(jobs_process.Process, parameters)))
 
 
-def due(models: Path, now: float, days: float) -> list[tuple[str, dict[str, Any]]]:
-    """Names and parameters of the models that are older than this, or whose data has changed since."""
+def due(folder: Path, now: float, days: float, kind: str = "forest") -> list[tuple[str, dict[str, Any]]]:
+    """Names and parameters of models of a kind that are older than this, or whose data has changed since."""
     found = []
-    for latest in sorted(models.glob("*/latest/model.json")):
-        trained = latest.stat().st_mtime
-        parameters = json.loads(latest.read_text())["parameters"]
+    for latest in sorted(folder.glob("*/latest/model.json")):
+        about = json.loads(latest.read_text())
+        # Older models do not say their kind; they are forests.
+        if about.get("kind", "forest") != kind:
+            continue
+        trained, parameters = latest.stat().st_mtime, about["parameters"]
         data = Path(parameters.get("data") or "/nowhere")
         files = [data, *data.glob("*")] if data.is_dir() else [data]
         changed = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
@@ -77,8 +83,9 @@ def due(models: Path, now: float, days: float) -> list[tuple[str, dict[str, Any]
 def retrain_due(self: Any, days: float = 7) -> dict[str, str]:
     """Send a training for every model that is due; the ids by name. Repeated, it sends the same ids again."""
     sent = {}
-    for name, parameters in due(DATA / "models", time.time(), days):
-        task_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.request.id}/{name}"))
-        train.apply_async(args=[{**parameters, "version": task_id}], task_id=task_id, priority=9)
-        sent[name] = task_id
+    for kind in models.KINDS:
+        for name, parameters in due(DATA / "models", time.time(), days, kind):
+            task_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.request.id}/{name}"))
+            train.apply_async(args=[{**parameters, "version": task_id}, kind], task_id=task_id, priority=9)
+            sent[name] = task_id
     return sent
