@@ -64,7 +64,11 @@ def due(models: Path, now: float, days: float) -> list[tuple[str, dict[str, Any]
     found = []
     for latest in sorted(models.glob("*/latest/model.json")):
         trained = latest.stat().st_mtime
-        parameters = json.loads(latest.read_text())["parameters"]
+        about = json.loads(latest.read_text())
+        if about.get("job", train_forest.JOB.name) != train_forest.JOB.name:
+            # Other jobs' models stand in the same folder; `train` would not know their parameters.
+            continue
+        parameters = about["parameters"]
         data = Path(parameters.get("data") or "/nowhere")
         files = [data, *data.glob("*")] if data.is_dir() else [data]
         changed = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
