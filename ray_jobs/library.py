@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray_jobs.command import Job
 
-NAMES = ("hello", "process", "train_forest", "train_boosted", "predict")
+NAMES = ("hello", "process", "train_forest", "train_boosted", "train_torch", "predict")
 
 
 def get(name: str) -> Job:

@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from ray_jobs import boosting, command, tables
+from ray_jobs import boosting, command, network, tables
 from ray_jobs.command import JobError
 
 # What each kind of model needs to be loaded. The first is what models were that do not say their kind.
-KINDS = {"forest": ("sklearn", "joblib"), "boosted": ("xgboost",)}
+KINDS = {"forest": ("sklearn", "joblib"), "boosted": ("xgboost",), "torch": ("torch",)}
 
 
 def _plain(name: str) -> str:
@@ -90,6 +90,9 @@ def load(folder: Path) -> tuple[dict[str, Any], Callable[[Any], Any]]:
     if said["kind"] == "boosted":
         booster = boosting.load(folder / boosting.FILE)
         return said, lambda table: boosting.predict(booster, table, said)
+    if said["kind"] == "torch":
+        weights = network.load(folder / network.WEIGHTS)
+        return said, lambda table: network.predict(weights, said, tables.matrix(table, said["features"]))
     import joblib
 
     forest = joblib.load(folder / "model.joblib")

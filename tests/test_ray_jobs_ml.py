@@ -69,6 +69,9 @@ def test_models_are_due_when_old_or_when_their_data_changed(tmp_path: Path) -> N
         (version / "model.json").write_text(json.dumps({"parameters": {"data": os.fspath(data), "version": "v1"}}))
         os.utime(version / "model.json", (trained, trained))
         (version.parent / "latest").symlink_to("v1")
+    (tmp_path / "models/torch/latest").mkdir(parents=True)
+    (tmp_path / "models/torch/latest/model.json").write_text(json.dumps({"kind": "torch", "parameters": {}}))
+    os.utime(tmp_path / "models/torch/latest/model.json", (now - 8 * 86_400, now - 8 * 86_400))
     os.utime(data, (now - 50, now - 50))
     found = ml.due(tmp_path / "models", now, 7)
     assert [name for name, _ in found] == ["old", "stale"]
