@@ -158,7 +158,8 @@ def run(parameters: Learn, local: bool = False) -> Learned:
     return Learned(
         earned=round(earned, 4), possible=round(possible, 4), reached_goal=earned >= parameters.goal * possible,
         iterations=iterations, resumed_at=begun, steps=steps,
-        checkpoint=os.fspath(folder / KEPT) if command.folder() else None, seconds=round(time.perf_counter() - start, 3),
+        checkpoint=os.fspath(folder / KEPT) if command.folder() else None,
+        seconds=round(time.perf_counter() - start, 3),
     )  # fmt: skip
 
 
