@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray_jobs.command import Job
 
-NAMES = ("hello", "process", "train_forest", "predict")
+NAMES = ("hello", "benchmark", "process", "train_forest", "predict", "montecarlo")
 
 
 def get(name: str) -> Job:
