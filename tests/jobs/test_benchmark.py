@@ -151,7 +151,7 @@ def test_a_full_disk_is_one_line(
 
 @pytest.mark.parametrize("pair", ["rounds=0", "rounds=21", "size_mb=1025", "tasks=0", "tasks=1e9", "seconds=0", "x=1"])
 def test_a_wrong_parameter_is_one_line_and_status_2(pair: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmark.JOB.main(["-p", pair]) == 2
+    assert benchmark.JOB.main(["--local", "-p", pair]) == 2
     error = capsys.readouterr().err
     assert error.startswith(pair.split("=")[0]) and error.count("\n") == 1
 

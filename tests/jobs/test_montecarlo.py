@@ -37,7 +37,7 @@ def black_scholes(wanted: MonteCarlo) -> float:
 @pytest.mark.parametrize("option", ["call", "put"])
 @pytest.mark.parametrize("strike", [90, 100, 115])
 def test_an_option_costs_what_black_and_scholes_say(option: Any, strike: float) -> None:
-    wanted = MonteCarlo(option=option, strike=strike, volatility=0.3, days=63, paths=50_000, part=9000)
+    wanted = MonteCarlo(option=option, strike=strike, drift=0.2, volatility=0.3, days=63, paths=50_000, part=9000)
     found = montecarlo.run(wanted, local=True)
     assert (found.paths, found.parts, found.risks) == (50_000, 6, [])
     # An error that is too large would make everything agree.
@@ -117,8 +117,8 @@ def test_days_are_drawn_from_the_file_and_weighed(returns: Path, tmp_path: Path)
     assert plain.standard_error == pytest.approx(0, abs=1e-12)
     parquet = tmp_path / "returns.parquet"
     pandas.read_csv(returns).to_parquet(parquet)
-    weighed = MonteCarlo(data=os.fspath(parquet), weights={"a": 0.25, "b": 0.25}, **SMALL)
-    assert montecarlo.run(weighed, local=True).mean == pytest.approx(100 * (1.005**3 - 1))
+    weighed = MonteCarlo(data=os.fspath(parquet), weights={"b": 0.5, "a": 0.25}, **SMALL)
+    assert montecarlo.run(weighed, local=True).mean == pytest.approx(100 * (1.0025**3 - 1))
 
 
 def test_drawn_days_have_the_mean_of_the_file(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_drawn_days_have_the_mean_of_the_file(tmp_path: Path) -> None:
         ("a\nx\ny\n", {"weights": {"a": 1}}, "could not convert"),
         ("a\n0.1\n", {}, "two are the least"),
         ("a\n101.5\n102.5\n", {}, "0.01 is one percent"),
-        ("a\n-1\n0.1\n", {}, "0.01 is one percent"),
+        ("a\n-1\n0.1\n0.1\n", {}, "0.01 is one percent"),
         ("", {}, "cannot be read"),
         ("a\n0.1\n1e300\n-0.1\n", {}, "0.01 is one percent"),
         ("a\n0.4\n0.45\n", {"days": 2520}, "beyond any number"),
@@ -167,7 +167,7 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path: Path, text: str, more: d
 def test_a_wrong_parameter_is_one_line_and_status_2(
     pairs: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert montecarlo.JOB.main([word for pair in pairs for word in ("-p", pair)]) == 2
+    assert montecarlo.JOB.main(["--local", *(word for pair in pairs for word in ("-p", pair))]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
