@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -91,6 +91,8 @@ def answers(asked: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """What each node says; the ones that say nothing are named."""
     import ray
 
+    if not asked:
+        return {}
     _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=seconds)
     if silent:
         for reference in silent:
@@ -106,14 +108,12 @@ def answers(asked: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     return said
 
 
-def on(server: Server, function: Callable[..., Any], *arguments: Any, num_cpus: float) -> Any:
+def on(server: Server, remote: Any, *arguments: Any, num_cpus: float) -> Any:
     """Ask one node."""
-    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(server.id, soft=False)
-    remote = ray.remote(function).options(num_cpus=num_cpus, max_retries=0, scheduling_strategy=there)
-    return remote.remote(*arguments)
+    return remote.options(num_cpus=num_cpus, max_retries=0, scheduling_strategy=there).remote(*arguments)
 
 
 def tasks_per_second(parameters: Benchmark) -> float:
@@ -147,6 +147,8 @@ def objects(parameters: Benchmark, found: Sequence[Server]) -> tuple[float, floa
     data = numpy.ones(parameters.size_mb * MB, dtype=numpy.uint8)
     here = ray.get_runtime_context().get_node_id()
     others = [server for server in found if server.id != here]
+    # Once for all rounds: Ray takes the function to the nodes again for each `ray.remote`.
+    receive = ray.remote(received)
     put, got, sent = [], [], []
     for counted in range(parameters.rounds + 1):
         start = time.perf_counter()
@@ -155,7 +157,7 @@ def objects(parameters: Benchmark, found: Sequence[Server]) -> tuple[float, floa
         # Getting alone moves nothing: the array lies in shared memory until somebody reads it.
         numpy.copyto(data, ray.get(reference))
         end = time.perf_counter()
-        asked = {server.name: on(server, received, reference, num_cpus=0) for server in others}
+        asked = {server.name: on(server, receive, reference, num_cpus=0) for server in others}
         answers(asked, parameters.seconds)
         done = time.perf_counter()
         # The first round makes memory and connections.
@@ -215,9 +217,10 @@ def run(parameters: Benchmark, local: bool = False) -> Measured:
         )
     steps = len(found) + 2
     nodes = {}
+    measure = ray.remote(probe)
     for turn in turns(found):
         asked = {
-            server.name: on(server, probe, parameters.rounds, parameters.size_mb, num_cpus=min(1, server.cpus))
+            server.name: on(server, measure, parameters.rounds, parameters.size_mb, num_cpus=min(1, server.cpus))
             for server in turn
         }
         nodes |= answers(asked, parameters.seconds)

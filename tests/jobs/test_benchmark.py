@@ -201,7 +201,7 @@ def test_what_a_node_cannot_do_is_one_line(ray_here: None) -> None:
 
     for function, said in ((fails, "a/b: size_mb: no room"), (dies, "a/b: ")):
         with pytest.raises(JobError, match=f"^{said}.*$") as error:
-            benchmark.answers({"a/b": benchmark.on(server, function, num_cpus=0)}, 60)
+            benchmark.answers({"a/b": benchmark.on(server, ray.remote(function), num_cpus=0)}, 60)
         assert "\n" not in str(error.value)
 
 
@@ -219,9 +219,9 @@ try:
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     asked = []
     on = benchmark.on
-    def watched(server, function, *arguments, num_cpus):
-        asked.append((server.name, function.__name__))
-        return on(server, function, *arguments, num_cpus=num_cpus)
+    def watched(server, remote, *arguments, num_cpus):
+        asked.append((server.name, remote._function.__name__))
+        return on(server, remote, *arguments, num_cpus=num_cpus)
     benchmark.on = watched
     measured = benchmark.run(benchmark.Benchmark(rounds=2, size_mb=4, tasks=6))
     print("answer " + json.dumps([measured.model_dump(mode="json"), asked]))
