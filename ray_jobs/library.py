@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray_jobs.command import Job
 
-NAMES = ("hello", "process", "train_forest", "train_boosted", "train_torch", "predict", "rl")
+NAMES = ("hello", "benchmark", "process", "train_forest", "train_boosted", "train_torch", "predict", "montecarlo", "rl")
 
 
 def get(name: str) -> Job:
