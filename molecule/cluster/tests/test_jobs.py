@@ -26,7 +26,8 @@ def test_hello_runs_on_the_servers() -> None:
     done = muster("run", "hello", "-p", "tasks=40", "-p", "iterations=200000", "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert set(said["nodes"]) == {"server1/worker-1", "server1/worker-2", "server2/worker-1"}
+    # Neither the head nor the laptop. A node whose worker is still starting when the others are through has none.
+    assert set(said["nodes"]) <= {"server1/worker-1", "server1/worker-2", "server2/worker-1"}
     assert sum(said["nodes"].values()) == 40
     (run,) = [line.split()[0] for line in done.stderr.splitlines() if line.endswith("is submitted")]
     again = muster("result", run, "--json")
@@ -72,9 +73,15 @@ def test_the_head_is_killed_while_a_job_is_followed() -> None:
     assert "waiting: " in log
 
 
+def state(run: str) -> str:
+    """As `muster runs` lists it."""
+    listed = json.loads(muster("runs", "--json").stdout)
+    return next(str(one["state"]) for one in listed if one["id"] == run)
+
+
 def test_a_stopped_run_is_stopped() -> None:
     name = muster("run", "hello", "--detach", "-p", "tasks=1000", "-p", "iterations=100000000").stdout.strip()
-    until(90, "it runs", lambda: f"{name}  running" in muster("runs").stdout)
+    until(90, "it runs", lambda: state(name) == "running")
     assert muster("stop", name).returncode == 0
-    until(90, "it is stopped", lambda: f"{name}  stopped" in muster("runs").stdout)
+    until(90, "it is stopped", lambda: state(name) == "stopped")
     assert muster("result", name).returncode == 1
