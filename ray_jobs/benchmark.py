@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -179,11 +178,12 @@ def figures(measured: Measured) -> dict[str, float]:
 
 def compared(measured: Measured, parameters: Benchmark) -> Measured:
     """With the newest run that succeeded, measured the same, and has figures in common."""
-    root, mine = runs.root(), command.folder()
+    root = runs.root()
     same = parameters.model_dump(include={"size_mb", "tasks"})
     listed = runs.kept(root, "benchmark") if root else []
     for about in sorted(listed, key=lambda about: float(about.get("since", 0)), reverse=True):
-        if about.get("state") != "succeeded" or Path(about["folder"]) == mine:
+        # This run is kept, too: as one that is running.
+        if about.get("state") != "succeeded":
             continue
         if {key: about.get("parameters", {}).get(key) for key in same} != same:
             continue

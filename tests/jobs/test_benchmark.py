@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -50,6 +51,19 @@ def test_without_a_cluster_cpu_and_disk_are_measured(
     assert measured.tasks_per_second is measured.put_gb_s is measured.broadcast_gb_s is None
     assert sizes == [2_000_000, 2_000_000]
     assert not list(tmp_path.iterdir())
+
+
+def test_all_that_was_written_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+
+    class File(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            said.append(super().read(size))
+            return said[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda buffering: File(os.memfd_create("file"), "r+b"))
+    machine.disk(3)
+    assert sum(map(len, said)) == 3_000_000
 
 
 def test_the_median_of_the_rounds_is_kept(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
