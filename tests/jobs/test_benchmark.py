@@ -116,7 +116,7 @@ def test_figures_are_compared_with_the_newest_run_that_measured_the_same(
     shown = benchmark.show(found).splitlines()
     assert shown[0].split() == ["node", "python", "numpy", "write_mb_s", "read_mb_s"]
     assert shown[1].split() == ["a/b", "3", "(75%)", "1", "(100%)", "1", "(100%)", "1", "(100%)"]
-    assert shown[2:] == ["put_gb_s          3 (150%)", f"in brackets: of what it was in {wanted}"]
+    assert shown[3:] == ["put_gb_s          3 (150%)", f"in brackets: of what it was in {wanted}"]
 
 
 def test_a_run_is_compared_with_the_one_before_and_not_with_itself(
