@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -50,6 +51,19 @@ def test_without_a_cluster_cpu_and_disk_are_measured(
     assert measured.tasks_per_second is measured.put_gb_s is measured.broadcast_gb_s is None
     assert sizes == [2_000_000, 2_000_000]
     assert not list(tmp_path.iterdir())
+
+
+def test_all_that_was_written_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+
+    class File(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            said.append(super().read(size))
+            return said[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda buffering: File(os.memfd_create("file"), "r+b"))
+    machine.disk(3)
+    assert sum(map(len, said)) == 3_000_000
 
 
 def test_the_median_of_the_rounds_is_kept(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +116,7 @@ def test_figures_are_compared_with_the_newest_run_that_measured_the_same(
     shown = benchmark.show(found).splitlines()
     assert shown[0].split() == ["node", "python", "numpy", "write_mb_s", "read_mb_s"]
     assert shown[1].split() == ["a/b", "3", "(75%)", "1", "(100%)", "1", "(100%)", "1", "(100%)"]
-    assert shown[2:] == ["put_gb_s          3 (150%)", f"in brackets: of what it was in {wanted}"]
+    assert shown[3:] == ["put_gb_s          3 (150%)", f"in brackets: of what it was in {wanted}"]
 
 
 def test_a_run_is_compared_with_the_one_before_and_not_with_itself(
