@@ -47,12 +47,13 @@ def train(data: str = "", local: bool = True, **more: Any) -> Trained:
 
 
 def test_it_beats_guessing_by_far(data: str) -> None:
-    made = train(data, target="dear", features=["city", "size", "noise"], most_labels=10)
+    made = train(data, target="dear", features=["noise", "size", "city"], most_labels=10)
     dummy = houses().dear.value_counts(normalize=True).max()
     assert dummy < 0.7
     assert 0.93 < made.metrics["accuracy"] < 1
     assert made.classes == ["no", "yes"] and made.task == "classification"
     assert (made.train_rows, made.validation_rows, made.test_rows) == (900, 300, 300)
+    assert list(made.importances.values()) == sorted(made.importances.values(), reverse=True)
     assert next(iter(made.importances)) == "city"
     assert made.importances["noise"] < 0.1
     assert sum(made.importances.values()) == pytest.approx(1, abs=0.001)
@@ -113,9 +114,11 @@ def test_it_is_what_xgboost_itself_does(data: str) -> None:
     sets = [boosting.rows(table.iloc[part], labels, table.price.to_numpy()[part], 2) for part in parts]
     theirs = xgboost.train({**settings, "nthread": 2}, sets[0], 200, evals=[(sets[1], "v")], early_stopping_rounds=7,
                            verbose_eval=False)  # fmt: skip
-    assert learned.rounds == theirs.best_iteration + 1 < 200
+    assert learned.rounds == theirs.best_iteration + 1 < 180
+    assert max(step.number for step in said if isinstance(step, Round)) <= learned.rounds + 7
     ours = xgboost.Booster(model_file=bytearray(learned.model))
     assert ours.num_boosted_rounds() == learned.rounds
+    assert ours.feature_types == ["c", "q", "q"]
     best = theirs.predict(sets[2], iteration_range=(0, theirs.best_iteration + 1))
     assert ours.predict(sets[2]).tolist() == best.tolist()
 
@@ -172,6 +175,8 @@ def test_an_unknown_text_is_a_missing_value(data: str, tmp_path: Path) -> None:
     bonn, ulm, missing, unknown = predicted(tmp_path, tmp_path / "new.parquet").prediction
     assert abs(bonn - ulm) > 300
     assert unknown == missing
+    x = tables.matrix(rows, ["city"], {"city": ["bonn", "ulm"]})[:, 0]
+    assert x[:2].tolist() == [0, 1] and numpy.isnan(x[2:]).all()
 
 
 def test_only_what_the_training_rows_have_is_known() -> None:
