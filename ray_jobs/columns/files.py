@@ -19,6 +19,8 @@ def files_of(source: Path, target: Path) -> list[Path]:
     """What to read, each with a name of its own for its result."""
     files = [source] if source.is_file() else []
     if source.is_dir():
+        if source.resolve() == target.resolve():
+            raise JobError(f"target: {target} is the source, too: name another folder, or results become sources")
         files = [path for path in source.iterdir() if path.suffix in ENDINGS and path.is_file()]
         # What an earlier run set aside, and halves of files.
         files = [path for path in files if not path.name.startswith((".", "_")) and ".rejected" not in path.suffixes]

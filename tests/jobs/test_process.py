@@ -229,6 +229,9 @@ def test_files_that_would_write_over_each_other_or_themselves_are_refused(tmp_pa
     wanted = process.Process(source=os.fspath(tmp_path / "b.parquet"), target=os.fspath(tmp_path))
     with pytest.raises(JobError, match="the source itself"):
         process.run(wanted, local=True)
+    wanted = process.Process(source=os.fspath(tmp_path / "in"), target=os.fspath(tmp_path / "out/../in"))
+    with pytest.raises(JobError, match="is the source, too"):
+        process.run(wanted, local=True)
 
 
 def test_a_second_run_leaves_nothing_of_the_first(tmp_path: Path) -> None:

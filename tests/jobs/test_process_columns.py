@@ -97,6 +97,13 @@ def test_quotes_in_the_wrong_place_swallow_no_rows(tmp_path: Path, text: str, cl
     assert read(path) == strictly(path, width)
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t", "§"])
+def test_other_delimiters(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f'a{delimiter}b\n1,5{delimiter}"x{delimiter}"\n2\n')
+    assert read(path, delimiter) == ([(2, "1,5", f"x{delimiter}")], [(3, "1 values, 2 columns", ("2",))])
+
+
 def test_a_file_is_never_whole_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, small in ((csv_rows, "BLOCK", 2**16), (json_rows, "CHUNK", 2000), (parquet_rows, "ROWS", 2000)):
         monkeypatch.setattr(module, name, small)
