@@ -96,7 +96,8 @@ class Plan(BaseModel):
 def look(source: Path, parameters: Process) -> dict[str, Kind | None]:
     """The type of each column of a file, from its first rows; None for one that is empty there."""
     found = rows.header(source, parameters.delimiter)
-    asked = [*parameters.columns, *parameters.required, *parameters.scale, *parameters.encode]
+    used = [name for text in parameters.computed.values() for name in formula.names(formula.parse(text))]
+    asked = [*parameters.columns, *parameters.required, *parameters.scale, *parameters.encode, *used]
     there = {*found.names, *parameters.computed}
     if missing := [name for name in dict.fromkeys(asked) if name not in there]:
         raise BadFileError(f"{source.name} lacks the column {', '.join(missing)}")

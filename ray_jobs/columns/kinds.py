@@ -102,6 +102,8 @@ def typed(values: Any, kind: Kind) -> tuple[Any, Any]:
             )
         if kind in ("int", "float"):
             return compute.cast(compute.if_else(wrong, None, values), arrow(kind)), wrong
+    if types.is_boolean(values.type) and kind in ("int", "float"):
+        return compute.cast(values, arrow(kind)), None
     if kind == kind_of(values.type) or (kind == "float" and types.is_integer(values.type)):
         if types.is_uint64(values.type):
             wrong = compute.greater(values, 2**63 - 1)

@@ -93,6 +93,7 @@ def test_lines_that_are_no_objects_are_set_aside(tmp_path: Path) -> None:
 def test_a_key_that_comes_late_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_rows, "SAMPLE", 2)
     made(tmp_path, {"a.jsonl": '{"a": 1}\n{"a": 2}\n{"a": 3, "b": 1}\n'})
+    assert table(tmp_path / "out").to_pydict() == {"a": [1, 2]}
     assert aside(tmp_path / "out/a.rejected.csv") == [["3", "no column b in the first 2 rows", '{"a": 3, "b": 1}']]
 
 
@@ -204,7 +205,8 @@ def test_the_split_depends_on_rows_and_seed_only(tmp_path: Path, monkeypatch: py
      ({"encode": ["nothing"]}, "lacks the column nothing"),
      ({"computed": {"x": "city + 1"}}, "computed: x: the column city is str"),
      ({"computed": {"x": "day > 1"}}, "computed: x: the column day is datetime"),
-     ({"computed": {"x": "y"}}, "computed: x: there is no column y"),
+     ({"computed": {"x": "y"}}, "lacks the column y"),
+     ({"computed": {"x": "y", "y": "id"}}, "computed: x: there is no column y"),
      ({"computed": {"price": "id + 1"}}, "has a column price"),
      ({"required": ["nothing"]}, "lacks the column nothing")],
 )  # fmt: skip
@@ -272,6 +274,7 @@ def test_tasks_write_what_one_process_writes(ray_here: None, shop: Path) -> None
         cwd=ROOT, env={**os.environ, "MUSTER_DATA": os.fspath(shop)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
+    assert '"total":3,"note":"files written"' in ran.stdout
     done = json.loads(ran.stdout.splitlines()[-1])
     assert (done["rows"] + done["test_rows"], done["bad_rows"], len(done["files"])) == (1000, 3, 3)
     for part in ("train", "test"):

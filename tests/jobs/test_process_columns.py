@@ -148,7 +148,7 @@ def test_a_value_fits_or_not_whatever_is_beside_it(kind: kinds.Kind, text: str, 
     ("values", "kind", "wanted", "bad"),
     [([1.0, 2.5, None, math.nan, math.inf], "int", [1, None, None, None, None], [False, True, None, None, True]),
      ([1.5, math.nan, math.inf], "float", [1.5, None, None], [False, None, True]), ([1, 2], "float", [1.0, 2.0], None),
-     ([1, 2], "str", ["1", "2"], None), ([True, None], "int", [None, None], [True, None]),
+     ([1, 2], "str", ["1", "2"], None), ([True, None], "int", [1, None], None),
      ([1, 0], "bool", [True, False], None),
      ([None, None], "float", [None, None], None)],
 )  # fmt: skip
