@@ -126,6 +126,17 @@ def test_what_cannot_be_computed_is_set_aside_and_what_is_empty_stays_empty(tmp_
     assert done.files[0].columns == {"a": "int", "b": "int", "c": "float", "d": "float", "e": "bool"}
 
 
+def test_what_may_not_be_empty_is_set_aside_by_its_first_fault(tmp_path: Path) -> None:
+    text = "a,b\n1,x\n2, \n,y\nz,\n"
+    done = made(tmp_path, {"a.csv": text}, columns={"a": "int"}, required=["b", "a"], bad_share=1)
+    assert table(tmp_path / "out").to_pydict() == {"a": [1], "b": ["x"]}
+    # An empty value, as it was in the file.
+    assert aside(tmp_path / "out/a.rejected.csv") == [
+        ["3", "b is empty", "2", " "], ["4", "a is empty", "", "y"], ["5", "a is not int", "z", ""]
+    ]  # fmt: skip
+    assert done.bad_rows == 3
+
+
 def test_a_computed_column_may_have_a_type(tmp_path: Path) -> None:
     made(tmp_path, {"a.csv": "a\n4\n3\n"}, computed={"half": "a / 2"}, columns={"half": "int"})
     assert table(tmp_path / "out").to_pydict() == {"a": [4], "half": [2]}

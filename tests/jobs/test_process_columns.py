@@ -17,7 +17,7 @@ from ray_jobs.columns import csv_rows, formula, json_rows, kinds, parquet_rows, 
 from ray_jobs.command import JobError
 
 
-def read(path: Path, delimiter: str = ",") -> tuple[list[tuple[int, ...]], list[tuple[Any, ...]]]:
+def read(path: Path, delimiter: str = ",") -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     """All rows with their numbers, and those refused."""
     found = rows.header(path, delimiter)
     good: list[tuple[Any, ...]] = []
