@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray_jobs.command import Job
 
-NAMES = ("hello", "process", "train_forest", "predict")
+NAMES = ("hello", "process", "train_forest", "predict", "llm_train_tiny")
 
 
 def get(name: str) -> Job:
