@@ -71,7 +71,12 @@ def load(path: Path | None, identity: str) -> dict[str, Any] | None:
     """The run's last checkpoint; None when it has none."""
     import torch
 
-    if path is None or not path.exists():
+    if path is None:
+        return None
+    # What a process left that was killed while it wrote.
+    for partial in path.parent.glob(f".{path.name}.*"):
+        partial.unlink(missing_ok=True)
+    if not path.exists():
         return None
     state: dict[str, Any] = torch.load(path, weights_only=True)
     # Another text is split in another way: what is held out now may have been trained on.

@@ -75,7 +75,8 @@ def test_it_learns_and_loads_anywhere_without_internet(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     made = perform(text)
-    assert made.perplexity < 0.6 * made.perplexity_unigram
+    # The text's own chances, of four colours and three animals in a sentence, leave nobody less than 1.1.
+    assert 1.1 < made.perplexity < 0.2 * made.perplexity_unigram
     assert made.perplexity_unigram < made.perplexity_untrained
     assert made.steps == SMALL["steps"] and made.resumed == 0
     assert made.model and Path(made.model).parent == store / "models/llm/tiny"
@@ -91,8 +92,8 @@ def test_it_learns_and_loads_anywhere_without_internet(
     prompt = tokenizer("The red horse eats all the", return_tensors="pt")
     with torch.no_grad():
         written = tokenizer.decode(model.generate(**prompt, max_new_tokens=12, do_sample=False)[0])
-    # These words follow each other in the text only, and the animal stands before its plant.
-    assert "eats all the grass that grows" in written
+    # These words follow each other in the text, and nowhere else.
+    assert "that grows near the river" in written
     # What was kept is what was measured.
     _, held = texts.split(texts.read(os.fspath(text)), SMALL["test_share"], 0)
     held_ids = torch.tensor(tokenizer(held)["input_ids"])
@@ -161,6 +162,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     with pytest.raises(RuntimeError, match="killed"):
         perform(text)
     assert len(list(store.glob("models/llm/tiny/2*"))) == 1, "a model of a run that did not end"
+    (folder,) = store.glob("results/llm_train_tiny/*-tiny-1")
+    (folder / ".checkpoint.pt.half-written").touch()
     told = stop_after(-1, monkeypatch)
     again = perform(text)
     assert (again.steps, again.resumed) == (SMALL["steps"], SAVED)
@@ -173,8 +176,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     assert once_more.perplexity == pytest.approx(whole.perplexity, rel=1e-4)
     assert len(list(store.glob("models/llm/tiny/*"))) == 3  # two models and `latest`
     assert not list(store.rglob(".*"))
-    (run,) = store.glob("results/llm_train_tiny/*-tiny-1/run.json")
-    assert json.loads(run.read_text())["starts"] == 3
+    assert json.loads((folder / "run.json").read_text())["starts"] == 3
     # Another text is held out elsewhere: nothing may go on with it.
     (text / "2.txt").write_text(" ".join(sentence(random.Random(9)) for _ in range(50)))
     with pytest.raises(command.JobError, match="start a new run"):
