@@ -9,7 +9,18 @@ from pathlib import Path
 
 from ray_jobs.command import Job
 
-NAMES = ("hello", "benchmark", "process", "train_forest", "train_boosted", "train_torch", "predict", "montecarlo", "rl")
+NAMES = (
+    "hello",
+    "benchmark",
+    "process",
+    "train_forest",
+    "train_boosted",
+    "train_torch",
+    "predict",
+    "montecarlo",
+    "rl",
+    "llm_train_tiny",
+)
 
 
 def get(name: str) -> Job:
