@@ -10,17 +10,9 @@ from pathlib import Path
 from ray_jobs.command import Job
 
 NAMES = (
-    "hello",
-    "benchmark",
-    "process",
-    "train_forest",
-    "train_boosted",
-    "train_torch",
-    "predict",
-    "montecarlo",
-    "rl",
+    "hello", "benchmark", "process", "train_forest", "train_boosted", "train_torch", "predict", "montecarlo", "rl",
     "llm_train_tiny",
-)
+)  # fmt: skip
 
 
 def get(name: str) -> Job:

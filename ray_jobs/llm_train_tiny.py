@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from ray_jobs import afar, command, lm_training, outcome, texts, tiny_lm
 from ray_jobs.command import JobError
-from ray_jobs.train_forest import Name
+from ray_jobs.models import Name
 
 
 class Tiny(tiny_lm.Recipe):
