@@ -67,6 +67,20 @@ def epochs_of(lines: list[dict[str, Any]]) -> list[int]:
     return [line["epoch"] for line in lines if "loss" in line]
 
 
+def went_on(root: Path, made: train_torch.Trained) -> None:
+    """Each start did the epochs from its own first one on, and the last did all that were left."""
+    path = log_of(root)
+    assert path is not None
+    done: list[list[int]] = []
+    for line in network.notes(path):
+        if line.get("rank") == 0:
+            done.append([])
+        elif "loss" in line:
+            done[-1].append(line["epoch"])
+    assert done == [list(range(start, start + len(epochs))) for start, epochs in zip(made.starts, done, strict=True)]
+    assert done[-1] == list(range(made.starts[-1], LONG.epochs))
+
+
 @pytest.fixture
 def plain() -> train_torch.Trained:
     """What comes out of LONG when nothing is killed."""
@@ -110,6 +124,7 @@ def killed_and_again(root: Path, *more: str, **environment: str) -> train_torch.
     first, again = made.starts
     # What was in the log may be one epoch ahead of what Train had taken notice of.
     assert first == 0 and max(1, epochs_of(before)[-1] - 1) <= again < LONG.epochs
+    went_on(root, made)
     return made
 
 
@@ -142,17 +157,27 @@ def test_it_learns_and_what_it_keeps_says_the_same(tmp_path: Path) -> None:
 
 
 def test_metrics_are_of_rows_that_no_epoch_saw(kept: Path) -> None:
-    data = table(kept, noise=True)
-    wanted = train_torch.Torch(data=str(data), epochs=200, batch_size=32, hidden=[128, 128], learning_rate=0.003)
+    wanted = train_torch.Torch(
+        data=str(table(kept, noise=True)), epochs=200, batch_size=32, hidden=[128, 128], learning_rate=0.003,
+        models=str(kept / "models"),
+    )  # fmt: skip
     made = train_torch.JOB.perform(wanted, local=True)
-    assert isinstance(made, train_torch.Trained)
-    path = log_of(kept)
+    assert isinstance(made, train_torch.Trained) and made.model is not None
+    path, model = log_of(kept), Path(made.model)
     assert path is not None
     # It knows the rows it learnt from by heart, and there was nothing to learn.
     assert network.notes(path)[-1]["loss"] < 0.1
     assert made.accuracy < 0.65
     # By heart is not best: the validation rows tell.
     assert made.best_epoch < 100 and made.last_epoch == 199
+    x, y, _, classes = train_torch.load(wanted)
+    (x, y), _, (x_test, y_test) = train_torch.divide(x, y, wanted)
+
+    def right(rows: Any, numbers: Any) -> float:
+        said = network.predict(model, rows)
+        return float(sum(classes[number] == word for number, word in zip(numbers, said, strict=True)) / len(said))
+
+    assert made.accuracy == pytest.approx(right(x_test, y_test)) != pytest.approx(right(x, y))
 
 
 def test_the_parts_have_no_row_in_common() -> None:
@@ -224,7 +249,7 @@ def test_two_workers_learn_what_one_process_learns(
     ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # 385 rows: the last batch has one, which only one of the workers gets.
-    wanted = train_torch.Torch(data=str(table(tmp_path, rows=602)), epochs=5, batch_size=32)
+    wanted = train_torch.Torch(data=str(table(tmp_path, rows=603)), epochs=5, batch_size=32)
     alone = train_torch.run(wanted, local=True)
     capsys.readouterr()
     made = train_torch.run(wanted)
@@ -263,6 +288,7 @@ def test_killed_workers_are_started_again_and_go_on(ray_here: None, kept: Path, 
     assert len(set(killed)) == 2
     first, second, third = made.starts
     assert first == 0 < second < third < LONG.epochs
+    went_on(kept, made)
     same(made, plain)
 
 
