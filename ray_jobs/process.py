@@ -83,7 +83,7 @@ class Processed(BaseModel):
 
 
 class Plan(BaseModel):
-    """What is the same for all files: types, and what was learned of the columns. Written beside the Parquet files."""
+    """What is the same for all files: types, and what was learned, which is kept beside the Parquet files."""
 
     columns: dict[str, Kind]
     computed: dict[str, str] = {}
@@ -200,9 +200,13 @@ def run(parameters: Process, local: bool = False) -> Processed:
     done = over(convert, pairs, "written")
     # Whoever reads the folder as one table leaves out what begins with an underscore.
     about = target / "_columns.json"
-    partial = target / f".{about.name}.{uuid.uuid4().hex}"
-    partial.write_text(json.dumps(plan.model_dump(), indent=2) + "\n")
-    partial.replace(about)
+    if plan.scale or plan.encode:
+        partial = target / f".{about.name}.{uuid.uuid4().hex}"
+        partial.write_text(json.dumps(plan.model_dump(), indent=2) + "\n")
+        partial.replace(about)
+    else:
+        # Of an earlier run.
+        about.unlink(missing_ok=True)
     return Processed(
         rows=sum(file.rows for file in done), test_rows=sum(file.test_rows for file in done),
         bad_rows=sum(file.bad_rows for file in done), files=done[:200], seconds=round(time.perf_counter() - start, 3),

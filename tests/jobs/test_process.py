@@ -248,10 +248,10 @@ def test_files_that_would_write_over_each_other_or_themselves_are_refused(tmp_pa
 
 
 def test_a_second_run_leaves_nothing_of_the_first(tmp_path: Path) -> None:
-    made(tmp_path, {"a.csv": "x\n1\n2\nz\n"}, columns={"x": "int"})
-    assert (tmp_path / "out/a.rejected.csv").exists()
+    made(tmp_path, {"a.csv": "x\n1\n2\nz\n"}, columns={"x": "int"}, scale={"x": "minmax"})
+    assert (tmp_path / "out/a.rejected.csv").exists() and (tmp_path / "out/_columns.json").exists()
     made(tmp_path, {"a.csv": "x\n1\n2\n"}, columns={"x": "int"})
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_columns.json", "a.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.parquet"]
 
 
 def test_a_failure_leaves_no_halves(tmp_path: Path) -> None:
