@@ -8,7 +8,7 @@ follow. `python cluster` needs a real cluster and is compiled only. The ```text 
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import gc
 import importlib
 import io
@@ -68,46 +68,48 @@ def write(block: Block, folder: Path) -> None:
         library.NAMES = (*library.NAMES, path.stem)  # type: ignore[assignment]
 
 
-def drive(block: Block, folder: Path) -> str:
-    """A script in this session's Ray: what it prints."""
-    import ray
-
-    (folder / "shop.py").write_text(block.code)
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+def alone(folder: Path, *words: str, **environment: str) -> str:
+    """What a Python of its own prints: Ray writes to this one's output when it likes."""
     done = subprocess.run(
-        [sys.executable, "shop.py"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def local(block: Block) -> str:
+def local(block: Block, folder: Path) -> str:
     """What the commands of a block print that need no cluster."""
-    said = io.StringIO()
-    mine = [words for line in block.code.splitlines() if "--local" in (words := shlex.split(line, comments=True))]
-    assert mine, f"line {block.line} shows an output, and no command with --local"
-    for words in mine:
-        with contextlib.redirect_stdout(said):
-            assert cli.main(words[1:]) == 0
-    return said.getvalue()
+    typed = [words for line in block.code.splitlines() if "--local" in (words := shlex.split(line, comments=True))]
+    assert typed, f"line {block.line} shows an output, and no command with --local"
+    muster = (
+        "import sys, ray_jobs; from ray_jobs import library; from muster import cli;"
+        f"ray_jobs.__path__.append('ray_jobs'); library.NAMES = {library.NAMES}; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    return "".join(alone(folder, "-c", muster, *words[1:]) for words in typed)
 
 
 def run(block: Block, names: dict[str, Any], folder: Path) -> str:
     """Do what a block says, and return what it prints."""
     if block.language == "sh":
-        return local(block) if block.shows is not None else ""
+        return local(block, folder) if block.shows is not None else ""
     if block.mark == "driver":
-        return drive(block, folder)
-    code = compile(block.code, f"docs/guide.md, section {block.section!r}, from line {block.line}", "exec")
-    if block.mark == "cluster":
-        return ""
+        import ray
+
+        (folder / "shop.py").write_text(block.code)
+        return alone(folder, "shop.py", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
     if block.mark.startswith("file="):
         write(block, folder)
-        return ""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec(code, names)
-    return said.getvalue()
+    elif block.mark != "cluster":
+        said = io.StringIO()
+        names["print"] = functools.partial(print, file=said)
+        exec(compile(block.code, f"docs/guide.md, {block.section!r}, from line {block.line}", "exec"), names)
+        return said.getvalue()
+    return ""
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -131,10 +133,8 @@ def test_the_job_of_the_guide_is_the_same_on_ray(
     module = importlib.import_module("ray_jobs.interval")
     # The session's workers do not have this file, as nodes have it after site.yml --tags code.
     ray.cloudpickle.register_pickle_by_value(module)
-    assert module.JOB.main([]) == 0
-    said = capsys.readouterr().out
-    assert prints(shows or "", said)
-    assert outcome.last(outcome.PROGRESS, said) == {"done": 10, "total": 10, "note": "batches"}
+    assert prints(shows or "", module.JOB.text(module.JOB.perform(module.Interval(), local=False)))
+    assert outcome.last(outcome.PROGRESS, capsys.readouterr().out) == {"done": 20, "total": 20, "note": "medians"}
 
 
 def test_the_job_of_the_guide_refuses_bad_parameters(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
