@@ -17,6 +17,7 @@ class FakeRay(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("ray")
+        self.result: Any = None
         self.asked: dict[str, dict[str, Any]] = {}
         self.killed = 0
         error = type("RayError", (Exception,), {})
@@ -56,11 +57,19 @@ class FakeRay(ModuleType):
         return Remote()
 
     def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        self.result = references[0]()
+        try:
+            self.result = references[0]()
+        except JobError as error:
+            self.result = self.exceptions.RayTaskError("a long traceback")
+            self.result.cause = error
         return references, []
 
     def get(self, reference: Any, timeout: float | None = None) -> Any:
-        return self.result if callable(reference) else reference
+        if not callable(reference):
+            return reference
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
 
     def cancel(self, reference: Any, force: bool) -> None:
         pass
@@ -83,6 +92,19 @@ def test_it_is_one_task_of_a_server_that_is_not_the_head(monkeypatch: pytest.Mon
     server = {"class": "!laptop", "node": "!head"}
     assert ray.asked["half"] == {"num_cpus": 3, "max_retries": 2, "label_selector": server}
     assert ray.asked["Board"] == {"num_cpus": 0, "max_restarts": -1, "label_selector": server}
+    assert ray.killed == 1
+
+
+def refuses(tell: Any) -> None:
+    raise JobError("data: no text")
+
+
+def test_a_users_mistake_comes_back_as_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(JobError) as error:
+        afar.call(refuses, cpus=1)
+    assert str(error.value) == "data: no text"
     assert ray.killed == 1
 
 
