@@ -24,6 +24,7 @@ def ray_here() -> Iterator[None]:
     """Two CPUs, as the lab's workers have; jobs find it as they find a cluster."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=500 * 2**20)
+    # One of its own, whatever else runs on this machine.
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=500 * 2**20)
     yield
     ray.shutdown()
