@@ -167,14 +167,14 @@ def train(
     import ray
 
     here = [ray.put(table), ray.put(y)]
-    outcome.progress(0, wanted.rounds, f"rounds; waiting for {cpus} free CPUs on one server")
+    outcome.progress(0, wanted.rounds, f"rounds; they begin when one server has {cpus} free CPUs")
     # It bears repetition: the same rows, seed and CPUs make the same trees.
     options = guests.at_home(num_cpus=cpus, retries=3, num_returns="streaming")
     said = ray.remote(boosting.learn).options(**options).remote(*here, whole, wanted, cpus)
     measured = guests.each(
         boosting.fold,
         [(*here, fold, wanted) for fold in folds],
-        done=lambda count: outcome.progress(count, len(folds), "folds"),
+        done=lambda count: outcome.progress(count, len(folds), "folds; the training goes on beside them"),
     )
     for reference in said:
         step = ray.get(reference)

@@ -68,6 +68,14 @@ def test_numbers_are_regression_and_more_classes_than_two_work(data: str) -> Non
     assert made.classes == ["bonn", "kiel", "ulm"] and made.metrics["accuracy"] > 0.9
 
 
+def test_what_a_target_of_numbers_is_taken_for() -> None:
+    taken = {
+        tuple(values): train_boosted.aim(pandas.Series(values), "auto", "label")[0]
+        for values in ([0, 1, 2] * 9, [0.0, 1.0] * 9, [0.5, 1.5] * 9, list(range(21)))
+    }
+    assert list(taken.values()) == ["classification", "classification", "regression", "regression"]
+
+
 def test_metrics_are_of_rows_that_it_has_not_seen() -> None:
     """Of a target that is pure chance nothing can be learned, though the training rows can be known by heart."""
     table = pandas.DataFrame(numpy.random.default_rng(1).normal(size=(900, 5)), columns=list("abcde"))
@@ -322,8 +330,8 @@ def test_ray_makes_what_this_process_makes(
     first, second = (Path(made.model or "") / boosting.FILE for made in (here, there))
     assert first.read_bytes() == second.read_bytes()
     notes = told(capsys.readouterr().out)
-    assert "waiting for 2 free CPUs" in notes[0]["note"]
-    assert [step["done"] for step in notes if step["note"] == "folds"] == [1, 2, 3]
+    assert "when one server has 2 free CPUs" in notes[0]["note"]
+    assert [step["done"] for step in notes if step["note"].startswith("folds")] == [1, 2, 3]
     assert sum("on the validation rows" in step["note"] for step in notes) >= 3
     assert notes[-1]["done"] == notes[-1]["total"] == there.rounds
 
