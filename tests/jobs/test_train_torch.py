@@ -174,7 +174,7 @@ def test_metrics_are_of_rows_that_no_epoch_saw(kept: Path) -> None:
     (x, y), _, (x_test, y_test) = train_torch.divide(x, y, wanted)
 
     def right(rows: Any, numbers: Any) -> float:
-        said = network.predict(model, rows)
+        said = network.predict(network.load(model / network.WEIGHTS), load(model)[0], rows)
         return float(sum(classes[number] == word for number, word in zip(numbers, said, strict=True)) / len(said))
 
     assert made.accuracy == pytest.approx(right(x_test, y_test)) != pytest.approx(right(x, y))
