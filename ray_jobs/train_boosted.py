@@ -103,7 +103,7 @@ def aim(column: Any, task: str, name: str) -> tuple[str, Any, list[Any]]:
         amounts = is_a == "number" and (values.nunique() > MOST_CLASSES or (values % 1 != 0).any())
         task = "regression" if amounts else "classification"
     if task == "regression":
-        return task, tables.numbers(column.to_frame(), column.name), []
+        return task, tables.numbers(column.to_frame(name), name), []
     classes, codes = numpy.unique(values.to_numpy(), return_inverse=True)
     if len(classes) < 2:
         raise JobError(f"target: {name} is the same in all rows: there is nothing to learn")
