@@ -5,6 +5,7 @@ celery-exporter lives on events alone: it knows neither leases, nor priorities, 
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
@@ -23,6 +24,7 @@ from celery_app.config import HELD, PRIORITIES, Settings, list_key
 from celery_app.hosts import LAPTOPS, SERVERS, STATES, described
 from celery_app.lease import COUNTS, DEAD, LEASES, connect
 from celery_app.schedule import LEADER, OUTCOMES, TICK, TICKS
+from celery_app.task import SENT
 
 QUEUES = ("default", "data", "ml")
 EVENTS = ("succeeded", "failed", "dead", "retried", "duplicate")
@@ -35,7 +37,7 @@ class Figures(Collector):
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
-        # Messages have no time of their own: since when each list's next one was seen to wait.
+        # For messages that others than this app sent: since when each list's next one was seen to wait.
         self.waits: dict[str, tuple[int, float]] = {}
         # A worker that went away is down, not absent, as long as its host is known.
         self.workers: set[str] = set()
@@ -55,7 +57,7 @@ class Figures(Collector):
         client = self.client
         length = GaugeMetricFamily("muster_queue_length", "Messages that wait", labels=["queue", "priority"])
         oldest = GaugeMetricFamily(
-            "muster_queue_oldest_seconds", "How long the next message has been seen to wait", labels=["queue"]
+            "muster_queue_oldest_seconds", "How long the next message has waited", labels=["queue"]
         )
         for queue in QUEUES:
             ages = [0.0]
@@ -97,6 +99,9 @@ class Figures(Collector):
         if text is None:
             self.waits.pop(key, None)
             return 0.0
+        with suppress(ValueError, TypeError, KeyError):
+            # Now and then the next one is new, and has waited behind others all the same.
+            return max(0.0, time.time() - float(json.loads(text)["headers"][SENT]))
         if self.waits.get(key, (0, 0.0))[0] != hash(text):
             self.waits[key] = (hash(text), time.monotonic())
         return time.monotonic() - self.waits[key][1]

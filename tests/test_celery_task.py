@@ -1,13 +1,15 @@
 """What a task's base does before the task runs, and the settings; no broker."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from celery_app.config import Settings, list_key, step
-from celery_app.task import BadArgumentsError, checker, refuse_far
+from celery_app.task import SENT, BadArgumentsError, MusterTask, checker, refuse_far
 
 
 def run(number: int, names: list[str], *, flag: bool = False, other: Any = None) -> None:
@@ -75,3 +77,16 @@ def test_steps_are_kombus(priority: object, expected: int) -> None:
 
 def test_lists_are_kombus() -> None:
     assert [list_key("q", 0), list_key("q", 3)] == ["q", "q\x06\x163"]
+
+
+def test_a_message_says_when_it_was_sent() -> None:
+    sender = Celery("sender", broker="memory://", task_cls=MusterTask, set_as_current=False)
+    before = time.time()
+    sender.send_task("t.any", queue="sent-test")
+    # A second attempt waits anew.
+    sender.send_task("t.any", queue="sent-test", headers={SENT: 1.0})
+    with sender.connection_for_read() as connection:
+        queue = connection.SimpleQueue("sent-test")
+        sent = [queue.get(timeout=10).headers[SENT] for _ in range(2)]
+        queue.close()
+    assert all(before <= one <= time.time() for one in sent)

@@ -16,9 +16,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from celery_app import lease
-from celery_app.config import PRIORITIES
+from celery_app.config import PRIORITIES, list_key
 from celery_app.hosts import LAPTOPS, SERVERS, STATES
 from celery_app.schedule import OUTCOMES, TICKS, Beat
+from celery_app.task import SENT
 from tests.delivery.conftest import ROOT, RedisServer, Worker, free_port, until
 
 Start = Callable[..., Worker]
@@ -79,6 +80,26 @@ def test_queues_by_priority_and_age(app: Any, figure: Scrape, redis_server: Redi
         until(partial(older, figure, queue), f"{queue} gets older")
     redis_server.client.delete("data")
     assert figure("muster_queue_oldest_seconds", queue="data") == 0
+
+
+def test_what_moves_on_is_as_old_as_it_is(app: Any, figure: Scrape, redis_server: RedisServer) -> None:
+    """A queue that gets longer than its workers can do: the next task is another at each look, and has waited long."""
+    key = list_key("ml", 0)
+    for age in (300, 200, 100):
+        app.send_task("t.noop", queue="ml", priority=0)
+        # Importing the app's tasks is enough for a message to say when it was sent.
+        message = json.loads(redis_server.client.lindex(key, 0) or "")
+        message["headers"][SENT] -= age
+        redis_server.client.lset(key, 0, json.dumps(message))
+    for age in (300, 200, 100):
+        assert age <= (figure("muster_queue_oldest_seconds", queue="ml") or 0) < age + 90
+        redis_server.client.rpop(key)
+    assert figure("muster_queue_oldest_seconds", queue="ml") == 0
+    # What others sent has no time in it, or none that can be read.
+    for strange in ('{"headers": {"sent": "NaNo"}}', '{"headers": null}', "[]", '{"headers": {"sent": [1]}}'):
+        redis_server.client.rpush("data", strange)
+        assert (figure("muster_queue_oldest_seconds", queue="data") or 0) < 1
+    until(partial(older, figure, "data"), "it gets older, too")
 
 
 def test_worker_up_and_down_and_what_it_did(app: Any, figure: Scrape, worker: Start, redis_server: RedisServer) -> None:
