@@ -53,11 +53,12 @@ test: machine ## lint, unit tests and every Molecule scenario (SCENARIO=ufw: tha
 
 soak: machine ## the drills, longer: 10,000 tasks, laptops that sleep 20 times; again and again (ROUNDS=5)
 	@scripts/bootstrap browser
+	scripts/bootstrap jobs
 	scripts/base-images
 	export SOAK=1 DRILL_TASKS=$${DRILL_TASKS:-10000} CYCLES=$${CYCLES:-20} TEST_LANES=1
 	for round in $$(seq $${ROUNDS:-5}); do
 	  echo "round $$round of $${ROUNDS:-5}"
-	  scripts/run_tests.py scenario:cluster scenario:laptop_sleep
+	  scripts/run_tests.py jobs scenario:cluster scenario:laptop_sleep
 	done
 
 bench: machine ## the figures in bench/, measured on this machine

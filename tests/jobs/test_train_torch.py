@@ -305,6 +305,7 @@ def test_the_whole_job_killed_goes_on_under_its_id(ray_here: None, kept: Path, p
     assert len(list((models / "torch").iterdir())) == 2
 
 
+@pytest.mark.skipif("SOAK" not in os.environ, reason="takes a minute, and shows what happens once in a long while")
 def test_a_snapshot_that_was_cut_off_does_not_stop_the_job(ray_here: None, kept: Path) -> None:
     wanted = train_torch.Torch(data=str(table(kept)), epochs=2)
     train_torch.JOB.perform(wanted, local=False)

@@ -42,7 +42,7 @@ def source(tmp_path: Path) -> Path:
 def test_anyone_can_import_the_current_release() -> None:
     said = LAB.on(
         "server1", "runuser", "-u", "nobody", "--", "env", f"PYTHONPATH={CODE}/current", "PYTHONDONTWRITEBYTECODE=1",
-        "python3", "-c", "import ray_jobs.hello, celery_app; print(ray_jobs.__file__)",
+        "python3", "-c", "import ray_jobs.nodes, celery_app; print(ray_jobs.__file__)",
     )  # fmt: skip
     assert said.strip() == f"{CODE}/current/ray_jobs/__init__.py"
 
