@@ -24,6 +24,8 @@ from ray_jobs.jobs_api import JobsApiError, JobsClient, RayUnavailableError, Wan
 # How many lines of a log are looked at from one look to the next.
 WINDOW = 2_000
 SLOWEST = 3.0
+# Seconds for which a head that does not answer is asked again to take a job.
+PATIENCE = 30.0
 # How often the log of a job that has ended is looked for.
 LOOKS = 5
 
@@ -123,12 +125,27 @@ def run(inventory: Sequence[str], options: argparse.Namespace) -> int:
     )
     with asking():
         ray = client(inventory)
-        ray.submit(wanted.body())
+        submit(ray, wanted)
         print(f"{wanted.id} is submitted", file=sys.stderr)
         if options.detach:
             print(wanted.id)
             return 0
         return follow(ray, wanted.id, options.json)
+
+
+def submit(ray: JobsClient, wanted: Wanted) -> None:
+    """Send it, also to a head that is just coming back: it is the same job, however often it is sent."""
+    end, said = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            return ray.submit(wanted.body())
+        except RayUnavailableError as error:
+            if time.monotonic() > end:
+                raise
+            if not said:
+                print(f"waiting: {error}", file=sys.stderr)
+            said = True
+            time.sleep(1)
 
 
 def scheduled(job: Job, values: dict[str, Any], crontab: str) -> int:

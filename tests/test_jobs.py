@@ -177,8 +177,17 @@ def test_a_mistake_is_one_line_and_nothing_is_sent(
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.setattr(jobs, "PATIENCE", 0.5)
     assert cli.main(["run", "hello"]) == 3
     assert "does not answer" in capsys.readouterr().err
+
+
+def test_a_head_that_is_coming_back_gets_the_job_once(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.away = 2
+    assert cli.main(["run", "hello", "--detach"]) == 0
+    said = capsys.readouterr()
+    assert [job["submission_id"] for job in api.submitted] == [said.out.strip()]
+    assert said.err.count("waiting: ") == 1
 
 
 def test_ctrl_c_with_nobody_to_ask_leaves_the_job_alone(api: Api) -> None:

@@ -53,6 +53,22 @@ def test_a_job_goes_through_celery() -> None:
     assert json.loads(muster("result", task, "--json").stdout)["tasks"] == 5
 
 
+def state(run: str) -> str:
+    """As `muster runs` lists it."""
+    listed = json.loads(muster("runs", "--json").stdout)
+    return next((str(one["state"]) for one in listed if one["id"] == run), "not listed")
+
+
+def test_a_stopped_run_is_stopped() -> None:
+    done = muster("run", "hello", "--detach", "-p", "tasks=1000", "-p", "iterations=100000000")
+    assert done.returncode == 0, done.stderr
+    name = done.stdout.strip()
+    until(90, "it runs", lambda: state(name) == "running")
+    assert muster("stop", name).returncode == 0
+    until(90, "it is stopped", lambda: state(name) == "stopped")
+    assert muster("result", name).returncode == 1
+
+
 def test_the_head_is_killed_while_a_job_is_followed() -> None:
     """Who follows it hears nothing for a while, and then what came out."""
     words = ["run", "hello", "-p", "tasks=30", "-p", "iterations=30000000", "--json"]
@@ -71,17 +87,3 @@ def test_the_head_is_killed_while_a_job_is_followed() -> None:
     assert child.returncode == 0, log
     assert json.loads(said)["tasks"] == 30
     assert "waiting: " in log
-
-
-def state(run: str) -> str:
-    """As `muster runs` lists it."""
-    listed = json.loads(muster("runs", "--json").stdout)
-    return next(str(one["state"]) for one in listed if one["id"] == run)
-
-
-def test_a_stopped_run_is_stopped() -> None:
-    name = muster("run", "hello", "--detach", "-p", "tasks=1000", "-p", "iterations=100000000").stdout.strip()
-    until(90, "it runs", lambda: state(name) == "running")
-    assert muster("stop", name).returncode == 0
-    until(90, "it is stopped", lambda: state(name) == "stopped")
-    assert muster("result", name).returncode == 1
