@@ -17,7 +17,7 @@ from muster.celery_schedule import schedule_mistakes
 from muster.errors import MusterError, UnansweredError
 from muster.screen import screen
 from muster.tables import Screen, plain
-from ray_jobs import guests, jobs_api, library, outcome, runs
+from ray_jobs import afar, jobs_api, library, outcome, runs
 from ray_jobs.command import Job, JobError, Parameters, parse
 from ray_jobs.jobs_api import JobsApiError, JobsClient, RayUnavailableError, Wanted
 
@@ -120,7 +120,7 @@ def run(inventory: Sequence[str], options: argparse.Namespace) -> int:
     wanted = Wanted(
         f"{job.name}-{runs.stamp(time.time())}-{uuid.uuid4().hex[:6]}",
         job.entrypoint(parameters),
-        label_selector={**guests.AT_HOME, **jobs_api.OFF_HEAD},
+        label_selector=afar.SERVER,
         metadata={"muster_job": job.name},
     )
     with asking():
