@@ -32,6 +32,7 @@ AFTER = {
     "code": ("node_image",),
     "celery_redis": ("node_image",),
     "celery_worker": ("node_image",),
+    "jobs": ("node_image",),
     "laptop_sleep": ("node_image",),
     "add_laptop": ("node_image",),
 }
