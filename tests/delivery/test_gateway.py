@@ -23,6 +23,8 @@ from tests.conftest import role_variables
 from tests.delivery.conftest import ROOT, free_port, infra_image, until
 
 PAGES = ("ray_dashboard", "flower", "prometheus", "alertmanager", "grafana")
+# Longer than what a proxy would think too short to pack.
+WORDS = (b"first " * 200 + b"\n", b"second\n")
 TOKEN, PASSWORD = "token-of-the-robot", "password of anna"
 
 
@@ -45,20 +47,52 @@ class Told(BaseHTTPRequestHandler):
         pass
 
 
+class Serve(Told):
+    """As Ray Serve; a path that ends in /stream sends its first word, and its second when that has arrived."""
+
+    arrived = threading.Event()
+
+    def end_headers(self) -> None:
+        # Else the gateway keeps a connection to what is not served any more.
+        self.send_header("Connection", "close")
+        super().end_headers()
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/stream"):
+            self.stream()
+        else:
+            self.answer()
+
+    def stream(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for word in WORDS:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(word), word))
+            self.wfile.flush()
+            self.arrived.wait(20)
+        self.wfile.write(b"0\r\n\r\n")
+
+
 @dataclass
 class Gateway:
     """Asked as a browser or a program would."""
 
     port: int
     ca: Path
+    serve_port: int
+
+    def connect(self, version: ssl.TLSVersion | None = None) -> HTTPSConnection:
+        context = ssl.create_default_context(cafile=str(self.ca))
+        if version:
+            context.maximum_version = version
+        return HTTPSConnection("localhost", self.port, context=context, timeout=10)
 
     def ask(
         self, path: str, method: str = "GET", body: str = "", version: ssl.TLSVersion | None = None, **headers: str
     ) -> tuple[int, dict[str, str], str]:
-        context = ssl.create_default_context(cafile=str(self.ca))
-        if version:
-            context.maximum_version = version
-        connection = HTTPSConnection("localhost", self.port, context=context, timeout=10)
+        connection = self.connect(version)
         connection.request(method, path, body or None, {name.replace("_", "-"): text for name, text in headers.items()})
         answer = connection.getresponse()
         text = answer.read().decode()
@@ -77,7 +111,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, render: Callable[..., str]
     folder = tmp_path_factory.mktemp("gateway")
     for name in ("live", "page", "pki"):
         (folder / name).mkdir()
-    ports = {name: free_port() for name in (*PAGES, "gateway", "gateway_door", "gateway_figures")}
+    ports = {name: free_port() for name in (*PAGES, "ray_serve", "gateway", "gateway_door", "gateway_figures")}
     subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "1", "-nodes")
     files = ("-keyout", str(folder / "pki/host.key"), "-out", str(folder / "pki/host.crt"))
     subprocess.run(
@@ -113,7 +147,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, render: Callable[..., str]
         check=True,
         capture_output=True,
     )
-    made = Gateway(ports["gateway"], folder / "pki/host.crt")
+    made = Gateway(ports["gateway"], folder / "pki/host.crt", ports["ray_serve"])
 
     def up() -> bool:
         try:
@@ -136,6 +170,7 @@ CLOSED = (
     "/", "/index.html", "/ray", "/ray/", "/ray/api/jobs/", "/ray/api/version", "/api/jobs/", "/api/version", "/flower/",
     "/flower/api/workers", "/prometheus/", "/prometheus/api/v1/query?query=up", "/alertmanager/",
     "/alertmanager/api/v2/alerts", "/grafana/", "/grafana/api/dashboards/home", "/grafana/metrics",
+    "/llm/v1/models", "/serve/forest/predict", "/serve/../llm/v1/models",
     "/gate/check", "/gate/login/..", "/gate/../ray/", "//ray/", "/RAY/", "/%72ay/", "/gate/login/x", "/nothing",
 )  # fmt: skip
 
@@ -183,6 +218,56 @@ def test_a_program_submits_jobs_with_its_token(gateway: Gateway) -> None:
     assert (status, seen["method"], seen["headers"]["Authorization"]) == (200, "POST", "Bearer token-of-ray")
     assert seen["headers"]["X-Muster-User"] == "robot"
     assert gateway.ask("/api/jobs/", "POST", "{}", Authorization="Bearer token-of-ray")[0] == 401
+
+
+@pytest.fixture
+def serve(gateway: Gateway) -> Iterator[None]:
+    """Something is served, for as long as a test lasts."""
+    Serve.arrived.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", gateway.serve_port), Serve)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_is_served_is_told_who_asks_and_no_token(gateway: Gateway, serve: None) -> None:
+    for path in ("/serve/forest/predict?x=1", "/llm/v1/models"):
+        cookie = gateway.log_in()
+        for user, (status, _, text) in (
+            ("robot", gateway.ask(path, "POST", "{}", X_Muster_User="root", Authorization=f"Bearer {TOKEN}")),
+            ("anna", gateway.ask(path, "POST", "{}", X_Muster_User="root", Cookie=cookie)),
+        ):
+            seen = json.loads(text)
+            assert (status, seen["path"], seen["headers"]["X-Muster-User"]) == (200, path, user)
+            assert not {"Authorization", "Cookie"} & set(seen["headers"])
+        assert gateway.ask(path, "POST", "{}", Cookie=cookie, Origin="https://evil.example")[0] == 403
+
+
+@pytest.mark.parametrize("packing", ["identity", "gzip"])
+def test_words_come_as_they_are_said(gateway: Gateway, serve: None, packing: str) -> None:
+    connection = gateway.connect()
+    headers = {"Authorization": f"Bearer {TOKEN}", "Accept-Encoding": packing}
+    connection.request("GET", "/llm/stream", headers=headers)
+    answer = connection.getresponse()
+    assert answer.readline() == WORDS[0]
+    Serve.arrived.set()
+    assert answer.read() == WORDS[1]
+    connection.close()
+
+
+def test_where_nothing_is_served_it_says_so(gateway: Gateway) -> None:
+    for path in ("/serve/forest/predict", "/llm/v1/models"):
+        status, headers, text = gateway.ask(path, "POST", "{}", Authorization=f"Bearer {TOKEN}")
+        assert status == 503 and int(headers["Retry-After"]) > 0
+        assert "muster run serve_model" in text and len(text.splitlines()) == 1
+        assert gateway.ask(path)[0] == 401, "nobody else is told"
+
+
+def test_a_body_that_is_too_large_is_refused(gateway: Gateway, serve: None) -> None:
+    body, login = "x" * (16 * 2**20 + 1), f"Bearer {TOKEN}"
+    assert gateway.ask("/serve/forest/predict", "POST", body[:-1], Authorization=login)[0] == 200
+    assert gateway.ask("/serve/forest/predict", "POST", body, Authorization=login)[0] == 413
 
 
 def test_it_speaks_new_tls_only(gateway: Gateway) -> None:

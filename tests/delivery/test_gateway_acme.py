@@ -84,7 +84,9 @@ def world(tmp_path: Path, render: Callable[..., str]) -> Iterator[World]:
         capture_output=True,
     )
     hostvars, groups = load_inventory([ROOT / "inventory/example"], {"muster_secrets_dir": str(tmp_path / "secrets")})
-    ports = {"gateway": 443, "gateway_door": 9180, "gateway_figures": 9181, "ray_dashboard": 8265}
+    ports = {
+        "gateway": 443, "gateway_door": 9180, "gateway_figures": 9181, "ray_dashboard": 8265, "ray_serve": 8000,
+    }  # fmt: skip
     values = {
         **role_variables("flower"), **role_variables("gateway"),
         "groups": groups, "inventory_hostname": "server84", "muster_address": "127.0.0.1", "ray_token": "token-of-ray",
