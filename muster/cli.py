@@ -11,7 +11,7 @@ from muster import __version__
 from muster.errors import MusterError
 from muster.screen import screen
 from muster.screens import SHOWN
-from muster.tables import paint, plain
+from muster.tables import show
 
 DEFAULT_INVENTORY = "inventory/lab"
 EXIT_CODES = (
@@ -77,7 +77,17 @@ def add_jobs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     commands.add_parser("result", help="what came out of a run", epilog=ended)
     for name in ("logs", "stop", "result"):
         commands.choices[name].add_argument("id", help="of the run, as `muster runs` shows it")
-    for name in ("jobs", "run", "runs", "result"):
+    chat = commands.add_parser(
+        "chat", help="talk to the cluster's language models",
+        description="Talks to the cluster's language models: at a terminal, with --once, or with each line of a pipe.",
+        epilog="Ends with 0 when every message was answered, 1 when one was not, 2 when what was typed is wrong.",
+    )  # fmt: skip
+    chat.add_argument("model", nargs="?", default="", metavar="MODEL", help="its name; default: the first there is")
+    chat.add_argument("--system", metavar="TEXT", help="what the model is told before everything else")
+    chat.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer")
+    chat.add_argument("--temperature", type=float, metavar="T", help="0: always the likeliest word")
+    chat.add_argument("--once", metavar="PROMPT", help="one message or /command, and no more")
+    for name in ("jobs", "run", "runs", "result", "chat"):
         commands.choices[name].add_argument("--json", action="store_true", help="for scripts")
 
 
@@ -99,12 +109,8 @@ def look(inventory: list[str], options: argparse.Namespace) -> int:
         raise MusterError(problem, fix=fix)
     if options.json:
         print(json.dumps(facts, indent=2))
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        paint(SHOWN[name](facts), Console())
     else:
-        print(plain(SHOWN[name](facts)))
+        show(SHOWN[name](facts))
     return 1 if name == "alerts" and facts["alerts"] else 0
 
 
@@ -125,8 +131,17 @@ def library(inventory: list[str], options: argparse.Namespace) -> int:
     return jobs.COMMANDS[options.command](inventory, options)
 
 
+def chat(inventory: list[str], options: argparse.Namespace) -> int:
+    """A conversation."""
+    # Its imports are slow.
+    from muster.chat import chat
+
+    return chat(inventory, options)
+
+
 COMMANDS = {
     "plan": plan,
+    "chat": chat,
     "dead": dead,
     **dict.fromkeys(SHOWN, look),
     **dict.fromkeys(("jobs", "run", "runs", "logs", "stop", "result"), library),
