@@ -159,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     found = Gateway()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"gateway": found}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     found.url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", found.url)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
