@@ -63,8 +63,6 @@ def add_jobs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     jobs.add_argument("name", nargs="?", default="")
     run = commands.add_parser("run", help="run a job on the cluster and follow it", epilog=ended)
     run.add_argument("name", help="one of `muster jobs`")
-    run.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help="one parameter")
-    run.add_argument("--params", default="{}", metavar="JSON", help="the parameters as one JSON object")
     how = run.add_mutually_exclusive_group()
     how.add_argument("--local", action="store_true", help="here, in this process, without a cluster")
     how.add_argument("--detach", action="store_true", help="do not wait: print the run's id")
@@ -87,6 +85,20 @@ def add_jobs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     chat.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer")
     chat.add_argument("--temperature", type=float, metavar="T", help="0: always the likeliest word")
     chat.add_argument("--once", metavar="PROMPT", help="one message or /command, and no more")
+    kubernetes = commands.add_parser(
+        "kubernetes", help="print the cluster as KubeRay's RayCluster, or a job as its RayJob",
+        description="Prints the inventory's Ray cluster as YAML for kubectl, or with --job a job on it.",
+    )  # fmt: skip
+    kubernetes.add_argument("--image", default="", metavar="REF", help="of head and workers; default: the node image")
+    kubernetes.add_argument("--storage", default="100Gi", metavar="SIZE", help="of the volume in place of storage_path")
+    kubernetes.add_argument(
+        "--head-state", action="store_true",
+        help="keep the head's state on a volume; KubeRay's feature gate GCSFaultToleranceEmbeddedStorage must be on",
+    )  # fmt: skip
+    kubernetes.add_argument("--job", default="", metavar="NAME", help="one of `muster jobs`, with its parameters")
+    for taker in (run, kubernetes):
+        taker.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help="one parameter")
+        taker.add_argument("--params", default="{}", metavar="JSON", help="the parameters as one JSON object")
     for name in ("jobs", "run", "runs", "result", "chat"):
         commands.choices[name].add_argument("--json", action="store_true", help="for scripts")
 
@@ -139,8 +151,17 @@ def chat(inventory: list[str], options: argparse.Namespace) -> int:
     return chat(inventory, options)
 
 
+def kubernetes(inventory: list[str], options: argparse.Namespace) -> int:
+    """What KubeRay takes."""
+    # Its imports are slow.
+    from muster.kubernetes import printed
+
+    return printed(inventory, options)
+
+
 COMMANDS = {
     "plan": plan,
+    "kubernetes": kubernetes,
     "chat": chat,
     "dead": dead,
     **dict.fromkeys(SHOWN, look),
