@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,12 @@ def needs(*libraries: str) -> None:
 
 def mistakes(error: ValidationError) -> str:
     """What pydantic found, in one line."""
-    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'parameters'}: {item['msg']}" for item in error.errors())
+    return mistakes_of(error.errors())
+
+
+def mistakes_of(items: Iterable[Mapping[str, Any]]) -> str:
+    """The same from where only pydantic's list of it is."""
+    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'parameters'}: {item['msg']}" for item in items)
 
 
 def parse(model: type[P], text: str, pairs: Sequence[str]) -> P:

@@ -11,7 +11,7 @@ from ray_jobs.command import Job
 
 NAMES = (
     "hello", "benchmark", "process", "train_forest", "train_boosted", "train_torch", "predict", "montecarlo", "rl",
-    "llm_train_tiny",
+    "llm_train_tiny", "llm_serve",
 )  # fmt: skip
 
 
