@@ -71,6 +71,7 @@ def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list
         *_laptops(inv),
         *_gateway(inv),
         *_storage(inv),
+        *_llm(inv),
         *_messages(inv),
         *_secrets(inv),
     ]
@@ -421,6 +422,24 @@ def _storage(inv: Inventory) -> Iterator[Problem]:
         path = str(inventory.value(inv.hostvars[host], "storage_path", ""))
         if path and not re.fullmatch(r"(/[\w.-]+)+", path):
             yield Problem(host, f"storage_path is {path!r}", "give the whole path of a folder, as in /srv/share")
+
+
+def _llm(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.in_this_run("ray_head"):
+        variables = inv.hostvars[host]
+        wanted = inventory.value(variables, "llm_models", [])
+        if not wanted:
+            continue
+        # Takes a moment to load, and most have none.
+        from ray_jobs.command import JobError
+        from ray_jobs.llm import config as llm
+
+        try:
+            llm.check({"models": wanted})
+        except JobError as error:
+            yield Problem(host, f"llm_models: {error}", "see group_vars/all/llm.yml, and docs/jobs.md (llm_serve)")
+        if inventory.value(variables, "node_image_profile", "") == "core":
+            yield Problem(host, "llm_models needs more than the core image has", "set node_image_profile: ml")
 
 
 def _messages(inv: Inventory) -> Iterator[Problem]:

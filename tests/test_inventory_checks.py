@@ -217,6 +217,36 @@ def test_messages(problems: Problems, variables: dict[str, Any], line: str) -> N
     assert len(found) == 1 and found[0].startswith(f"head: {line}") and "secret" not in found[0], found
 
 
+@pytest.mark.parametrize(
+    ("profile", "models", "line"),
+    [
+        (
+            "ml",
+            [{"name": "a", "hub": "b/a", "replica": 2}],
+            "llm_models: models.0.replica: Extra inputs are not permitted",
+        ),
+        ("ml", [{"name": "a"}], "llm_models: models.0: a: give either path, a folder, or hub, an id"),
+        ("ml", "a", "llm_models: models: Input should be a valid list"),
+        (
+            "core",
+            [{"name": "a", "hub": "b/a"}],
+            "llm_models needs more than the core image has. Fix: set node_image_profile",
+        ),
+    ],
+)
+def test_language_models(problems: Problems, profile: str, models: Any, line: str) -> None:
+    found = problems(head={"node_image_profile": profile, "llm_models": models})
+    assert len(found) == 1 and found[0].startswith(f"head: {line}"), found
+
+
+def test_language_models_that_are_right(problems: Problems) -> None:
+    models = [
+        {"name": "a", "hub": "b/a", "replicas": {"min": 1, "max": 4}},
+        {"name": "c", "path": "/srv/muster/models/c"},
+    ]
+    assert problems(head={"node_image_profile": "ml", "llm_models": models}) == []
+
+
 def test_messages_may_go_everywhere_or_nowhere(problems: Problems) -> None:
     everywhere = {
         "alertmanager_mail_to": ["ops@example.org", "Ops <ops@example.org>"],
