@@ -55,7 +55,9 @@ def mistakes(error: ValidationError) -> str:
 
 def mistakes_of(items: Iterable[Mapping[str, Any]]) -> str:
     """The same from where only pydantic's list of it is."""
-    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'parameters'}: {item['msg'].removeprefix('Value error, ')}" for item in items)
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'parameters'}: {item['msg'].removeprefix('Value error, ')}" for item in items
+    )
 
 
 def parse(model: type[P], text: str, pairs: Sequence[str]) -> P:
