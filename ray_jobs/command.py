@@ -55,9 +55,8 @@ def mistakes(error: ValidationError) -> str:
 
 def mistakes_of(items: Iterable[Mapping[str, Any]]) -> str:
     """The same from where only pydantic's list of it is."""
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'parameters'}: {item['msg'].removeprefix('Value error, ')}" for item in items
-    )
+    places = ((".".join(map(str, item["loc"])) or "parameters", item["msg"]) for item in items)
+    return "; ".join(f"{place}: {text.removeprefix('Value error, ')}" for place, text in places)
 
 
 def parse(model: type[P], text: str, pairs: Sequence[str]) -> P:
