@@ -15,16 +15,25 @@ from typing import Any
 
 from muster import jobs
 from muster.errors import MusterError
-from muster.llm_api import Answer, ChatError, CutOffError, LanguageModels, Messages, TooLongError, without_oldest
+from muster.llm_api import (
+    SERVE,
+    Answer,
+    ChatError,
+    CutOffError,
+    LanguageModels,
+    Messages,
+    TooLongError,
+    without_oldest,
+)
 from muster.status import size
 from muster.tables import Screen, columns, show
 from ray_jobs.jobs_api import JobsClient
 
-# The app that serves them (ray_jobs), in Serve's names of its replicas: ServeReplica:llm:Model.
-REPLICA = "ServeReplica:llm"
+# Who serves them, as Serve names the actors of the app `llm`.
+REPLICA = "ServeReplica:llm:"
 LOG_LINES = 20
 TEST = "Count from one to five."
-TEST_TOKENS = 32
+TEST_TOKENS = 16
 HELP = """\
 status   the models and their replicas, the nodes and what they have
 actors   the replicas as Ray knows them
@@ -42,7 +51,7 @@ def chat(inventory: Sequence[str], options: argparse.Namespace) -> int:
     api = LanguageModels(gateway, aside)
     names = api.names()
     if not names:
-        raise ChatError("no language model is served", fix="name some in llm_models and run site.yml --tags llm")
+        raise ChatError("no language model is served", fix=SERVE)
     if options.model and options.model not in names:
         raise ChatError(f"there is no model {options.model!r}", fix=f"choose one of {', '.join(names)}")
     talk = Talk(api, gateway, options.model or names[0], options)
@@ -196,24 +205,29 @@ class Talk:
             {"replica": actor["name"].rpartition("#")[2], "state": actor["state"].lower(), "pid": actor["pid"],
              "class": actor["class_name"].removeprefix("ServeReplica:"), "actor": actor["actor_id"],
              "node": names.get(actor["node_id"], actor["node_id"] or "")}
-            for actor in self.state("actors")
-            if actor["class_name"].startswith(REPLICA) and actor["state"] != "DEAD"
+            for actor in self.state("actors", filter_keys="state", filter_predicates="!=", filter_values="DEAD")
+            if actor["class_name"].startswith(REPLICA)
         ]  # fmt: skip
 
     def status(self) -> None:
-        served, nodes = self.api.get("/llm/status"), [node for node in self.state("nodes") if node["state"] == "ALIVE"]
-        rows: list[tuple[str, ...]] = [("model", "replicas", "running", "waiting", "tokens", "nodes")]
-        for name, model in served["models"].items():
+        nodes = {name_of(node): node["resources_total"] for node in self.state("nodes") if node["state"] == "ALIVE"}
+        try:
+            models, problem = self.api.get("/llm/status")["models"], None
+        except ChatError as error:
+            # The nodes are worth a look then, too.
+            models, problem = {}, error
+        served: list[tuple[str, ...]] = [("model", "replicas", "running", "waiting", "tokens", "nodes")]
+        for name, model in models.items():
             where = ", ".join(sorted({replica["node"] for replica in model["replicas"]}))
             figures = (str(model[key]) for key in ("running", "waiting", "tokens"))
-            rows.append((name, str(len(model["replicas"])), *figures, where or "none yet"))
+            served.append((name, str(len(model["replicas"])), *figures, where or "none yet"))
         has: list[tuple[str, ...]] = [("node", "cpus", "gpus", "memory", "objects")]
-        for node in sorted(nodes, key=name_of):
-            total = node["resources_total"]
+        for name, total in sorted(nodes.items()):
             amounts = (f"{total.get(key, 0):g}" for key in ("CPU", "GPU"))
-            has.append((name_of(node), *amounts, *(size(total.get(k, 0)) for k in ("memory", "object_store_memory"))))
-        facts = {"models": served["models"], "nodes": {name_of(node): node["resources_total"] for node in nodes}}
-        self.tell(facts, [rows, has])
+            has.append((name, *amounts, *(size(total.get(key, 0)) for key in ("memory", "object_store_memory"))))
+        self.tell({"models": models, "nodes": nodes}, [served, has] if models else [has])
+        if problem:
+            raise problem
 
     def actors(self) -> None:
         found = self.replicas()

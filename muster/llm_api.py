@@ -20,6 +20,8 @@ TOO_LONG = "context_length_exceeded"
 # vLLM has no code for it.
 TOO_LONG_OF_VLLM = "maximum context length"
 
+SERVE = "serve one with `muster run llm_serve -p model=NAME`, or wait while it loads; see docs/jobs.md"
+
 Messages = list[dict[str, str]]
 
 
@@ -190,7 +192,7 @@ def _refusal(url: str, error: urllib.error.HTTPError, body: bytes, model: str) -
         told = f": {message}" if message else ""
         return ChatError(
             f"{url} serves no language model now ({error.code}{told})",
-            fix="name some in llm_models and run site.yml --tags llm, or wait while they load; see docs/jobs.md",
+            fix=SERVE,
         )
     return ChatError(
         f"{url} answers {error.code}: {message or body[:200].decode(errors='replace')}", fix="ask otherwise"

@@ -32,13 +32,13 @@ SERVED = {
         "gpt2": {"replicas": [], "running": 0, "waiting": 0, "tokens": 0},
     }
 }
-NODES = [
+NODES: list[dict[str, Any]] = [
     {"node_id": "n1", "node_name": "10.0.0.81", "state": "ALIVE", "labels": {"host": "server1", "node": "worker-1"},
      "resources_total": {"CPU": 4.0, "memory": 2.0 * 2**30, "object_store_memory": 2.0**30}},
     {"node_id": "n0", "node_name": "10.0.0.80", "state": "ALIVE", "labels": {}, "resources_total": {}},
     {"node_id": "n2", "node_name": "10.0.0.82", "state": "DEAD", "labels": {}, "resources_total": {}},
 ]  # fmt: skip
-ACTORS = [
+ACTORS: list[dict[str, Any]] = [
     {"actor_id": "a1", "class_name": "ServeReplica:llm:tiny", "name": "SERVE_REPLICA::llm#tiny#k3v9", "state": "ALIVE",
      "pid": 77, "node_id": "n1"},
     {"actor_id": "a2", "class_name": "ServeReplica:llm:tiny", "name": "SERVE_REPLICA::llm#tiny#old", "state": "DEAD",
@@ -72,6 +72,7 @@ class Gateway:
     models: list[str] = field(default_factory=lambda: ["tiny", "gpt2"])
     most: int = 100
     page: tuple[int, str] | None = None
+    status: bool = True
     go: threading.Event = field(default_factory=threading.Event)
 
 
@@ -91,10 +92,13 @@ class Handler(BaseHTTPRequestHandler):
             self.say(*self.gateway.page)
         elif parts.path == "/llm/v1/models":
             self.say(200, json.dumps({"object": "list", "data": [{"id": name} for name in self.gateway.models]}))
-        elif parts.path == "/llm/status":
+        elif parts.path == "/llm/status" and self.gateway.status:
             self.say(200, json.dumps(SERVED))
         elif parts.path in ("/api/v0/nodes", "/api/v0/actors"):
-            found = NODES if parts.path.endswith("nodes") else ACTORS
+            found, query = NODES if parts.path.endswith("nodes") else ACTORS, parse_qs(parts.query)
+            if unwanted := query.get("filter_values"):
+                assert (query["filter_keys"], query["filter_predicates"]) == (["state"], ["!="])
+                found = [one for one in found if one["state"] not in unwanted]
             self.say(200, json.dumps({"result": True, "data": {"result": {"result": found}}}))
         elif parts.path == "/api/v0/logs/file":
             query = parse_qs(parts.query)
@@ -254,12 +258,12 @@ def test_an_answer_that_is_cut_off(gateway: Gateway, lost: Reply, capsys: pytest
 @pytest.mark.parametrize(
     ("page", "message"),
     [
-        ((404, "Path '/llm' not found"), "serves no language model now (404). Fix: name some in llm_models"),
+        ((404, "Path '/llm' not found"), "serves no language model now (404). Fix: serve one with"),
         ((503, wrong("loading", "tiny is loading")), "serves no language model now (503: tiny is loading). Fix:"),
         ((502, ""), "serves no language model now (502). Fix:"),
         ((401, "this token is of nobody"), "does not know this token (401). Fix: see docs/connect.md"),
         ((200, "<html>a page"), "/llm/v1/models is no JSON: '<html>a page'. Fix:"),
-        ((200, '{"data": []}'), "no language model is served. Fix: name some in llm_models"),
+        ((200, '{"data": []}'), "no language model is served. Fix: serve one with"),
     ],
 )
 def test_what_is_not_there_is_one_line(
@@ -311,6 +315,10 @@ def test_what_the_commands_show(gateway: Gateway, capsys: pytest.CaptureFixture[
     assert shown("/help")
     assert cli.main(["chat", "--once", "/status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["models"] == SERVED["models"]
+    gateway.status = False
+    assert cli.main(["chat", "--once", "/status"]) == 1
+    said = capsys.readouterr()
+    assert "server1/worker-1" in said.out and "serves no language model now (404). Fix:" in said.err
 
 
 def test_a_model_that_fails_its_test(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
