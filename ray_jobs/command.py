@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ray_jobs import outcome, runs
+from ray_jobs import outcome, runs, track
 
 
 class JobError(Exception):
@@ -100,6 +100,8 @@ class Job:
     run: Callable[[Any, bool], BaseModel]
     # What came out, for people; without it every field is a line.
     show: Callable[[Any], str] | None = None
+    # MLflow is told of its runs (track.py).
+    tracked: bool = False
 
     @property
     def line(self) -> str:
@@ -136,7 +138,16 @@ class Job:
 
         if not local:
             connect()
-        kept = runs.begin(self.name, parameters.model_dump(mode="json"), code_hash())
+        values, code = parameters.model_dump(mode="json"), code_hash()
+        kept = runs.begin(self.name, values, code)
+        if not self.tracked:
+            return self._kept(parameters, local, kept)
+        with track.run(self.name, values, code, kept.folder if kept else None) as story:
+            answer = self._kept(parameters, local, kept)
+            story.answer = answer.model_dump(mode="json")
+        return answer
+
+    def _kept(self, parameters: Parameters, local: bool, kept: runs.Run | None) -> BaseModel:
         token = _folder.set(kept.folder if kept else None)
         try:
             answer = self.run(parameters, local)

@@ -10,8 +10,8 @@ from pathlib import Path
 from ray_jobs.command import Job
 
 NAMES = (
-    "hello", "benchmark", "process", "train_forest", "train_boosted", "train_torch", "predict", "montecarlo", "rl",
-    "llm_train_tiny", "llm_serve",
+    "hello", "benchmark", "process", "train_forest", "train_boosted", "train_torch", "tune", "predict", "montecarlo",
+    "rl", "llm_train_tiny", "llm_serve",
 )  # fmt: skip
 
 

@@ -157,7 +157,7 @@ def run(parameters: Forest, local: bool = False) -> Trained:
     )
 
 
-JOB = command.Job("train_forest", __doc__ or "", Forest, run)
+JOB = command.Job("train_forest", __doc__ or "", Forest, run, tracked=True)
 
 if __name__ == "__main__":
     raise SystemExit(JOB.main())
