@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util import metrics
@@ -36,6 +36,8 @@ from ray_jobs.llm.wire import Answer, RefusedError, Usage
 
 # What a replica may take longer to say that its time is over.
 GRACE = 5.0
+# What is heard of a replica that is gone.
+DIED = (RayActorError, NodeDiedError, ObjectLostError)
 # A dead replica is known to be dead after moments; then requests go elsewhere, or wait for the next one.
 AGAIN = 0.2
 # How long replicas may take to say how they are.
@@ -288,12 +290,14 @@ class OpenAI:
                         yield piece
                         if piece["finish"]:
                             return
-                except RayActorError as error:
+                except DIED as error:
                     if time.monotonic() + AGAIN > until:
                         raise TimeoutError from error
                     await asyncio.sleep(AGAIN)
                 except RayTaskError as error:
                     raise RefusedError(500, f"{name}: {type(error.cause or error).__name__}") from error
+                except RayServeException as error:
+                    raise RefusedError(503, f"{name}: no replica is there: {type(error).__name__}") from error
                 finally:
                     # Also where the client left: this frees its place.
                     calls.cancel()
