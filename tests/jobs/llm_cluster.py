@@ -11,9 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ray_jobs import llm_serve, outcome, serving
+from ray_jobs import llm_serve, serving
 from ray_jobs.command import JobError
 
+# Ray writes to this output, too.
+MARK = "::answer::"
 STORE = 150 * 2**20
 
 
@@ -39,11 +41,9 @@ def main() -> None:
     cluster.add_node(num_cpus=5, labels={"host": "server1", "node": "worker-1"}, object_store_memory=STORE)
     ray.init(address=cluster.address, log_to_driver=False)
     serving.start()
-    # Progress is told on the output that answers go to.
-    outcome.progress = lambda done, total, note="": print(f"{done}/{total} {note}", file=sys.stderr, flush=True)
     try:
         for line in sys.stdin:
-            print(json.dumps(answer(line)), flush=True)
+            print(MARK + json.dumps(answer(line)), flush=True)
     finally:
         serve.shutdown()
         ray.shutdown()

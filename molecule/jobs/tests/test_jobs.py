@@ -26,22 +26,27 @@ RUNS = {
     "train_forest": ["trees=20", MODELS],
     "train_boosted": [f"data={HERE}/datasets/typed", "target=total", "task=regression", "rounds=20", MODELS],
     "train_torch": ["epochs=3", "workers=2", MODELS],
+    "tune": ["kind=boosted", "trials=3", "rounds=20", MODELS],
     "predict": [f"model={HERE}/models/boosted/latest", f"data={HERE}/datasets/typed", f"target={HERE}/results/said"],
     "montecarlo": ["paths=200000"],
     "rl": ["iterations=2", "batch=500", "runners=1", "episodes=5"],
     "llm_train_tiny": ["steps=20", "layers=1", "width=32", "heads=2", "vocabulary=300", "context=32"],
+    "llm_serve": ["model=tiny"],
 }
 
 
-def run(job: str, *parameters: str) -> dict[str, Any]:
-    words = [part for pair in parameters for part in ("-p", pair)]
+def muster(*words: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "muster.cli", "run", job, *words, "--json", *LAB.inventory],
+        [sys.executable, "-m", "muster.cli", *words, "--json", *LAB.inventory],
         cwd=ROOT, env=LAB.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     said: dict[str, Any] = json.loads(done.stdout)
     return said
+
+
+def run(job: str, *parameters: str) -> dict[str, Any]:
+    return muster("run", job, *(part for pair in parameters for part in ("-p", pair)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,3 +68,12 @@ def test_a_job_runs(job: str) -> None:
     assert about["state"] == "succeeded" and about["metrics"] == said
     # Its own process was on a server that is not the head.
     assert about["host"].startswith("server1"), about["host"]
+
+
+def test_a_model_that_was_trained_here_talks() -> None:
+    """After the jobs above, by the door that they opened."""
+    said = muster("chat", "tiny", "--once", "The statement", "--max-tokens", "8")
+    assert said["text"] and said["tokens"] == 8, said
+    # Its replica is on the server that has CPUs, and never on the head.
+    assert said["node"] == "server1/worker-1", said
+    assert run("llm_serve", "stop=true")["route"] is None
