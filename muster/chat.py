@@ -202,7 +202,7 @@ class Talk:
         """The actors that serve language models now."""
         names = {node["node_id"]: name_of(node) for node in self.state("nodes")}
         return [
-            {"replica": actor["name"].rpartition("#")[2], "state": actor["state"].lower(), "pid": actor["pid"],
+            {"replica": (actor["name"] or "").rpartition("#")[2], "state": actor["state"].lower(), "pid": actor["pid"],
              "class": actor["class_name"].removeprefix("ServeReplica:"), "actor": actor["actor_id"],
              "node": names.get(actor["node_id"], actor["node_id"] or "")}
             for actor in self.state("actors", filter_keys="state", filter_predicates="!=", filter_values="DEAD")
