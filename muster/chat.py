@@ -26,7 +26,7 @@ from muster.llm_api import (
     without_oldest,
 )
 from muster.status import size
-from muster.tables import Screen, columns, show
+from muster.tables import Screen, show
 from ray_jobs.jobs_api import JobsClient
 
 # Who serves them, as Serve names the actors of the app `llm`.
@@ -202,7 +202,7 @@ class Talk:
         """The actors that serve language models now."""
         names = {node["node_id"]: name_of(node) for node in self.state("nodes")}
         return [
-            {"replica": actor["name"].rpartition("#")[2], "state": actor["state"].lower(), "pid": actor["pid"],
+            {"replica": (actor["name"] or "").rpartition("#")[2], "state": actor["state"].lower(), "pid": actor["pid"],
              "class": actor["class_name"].removeprefix("ServeReplica:"), "actor": actor["actor_id"],
              "node": names.get(actor["node_id"], actor["node_id"] or "")}
             for actor in self.state("actors", filter_keys="state", filter_predicates="!=", filter_values="DEAD")
@@ -243,7 +243,11 @@ class Talk:
         found = self.replicas()
         for actor in found:
             words = {"actor_id": actor["actor"], "suffix": "err", "lines": str(LOG_LINES)}
-            actor["log"] = harmless(self.api.page(f"/api/v0/logs/file?{urllib.parse.urlencode(words)}"))
+            try:
+                actor["log"] = harmless(self.api.page(f"/api/v0/logs/file?{urllib.parse.urlencode(words)}"))
+            except ChatError as error:
+                # One that is only starting has none yet.
+                actor["log"] = str(error)
         blocks = [
             line
             for actor in found
@@ -264,7 +268,8 @@ class Talk:
             except ChatError as error:
                 result, said_of_it = "failed", f"{error} ({time.monotonic() - start:.1f} s)"
             results.append({**answer.facts(), "result": result, "said": said_of_it})
-        self.tell(results, columns([(each["result"], each["model"], each["said"]) for each in results]))
+        keys = ("result", "model", "said")
+        self.tell(results, [[keys, *(tuple(each[key] for key in keys) for each in results)]])
         if failed := [each["model"] for each in results if each["result"] == "failed"]:
             raise ChatError(f"no good answer from {', '.join(failed)}", fix="look at `logs`")
 

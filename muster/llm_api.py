@@ -166,13 +166,13 @@ class LanguageModels:
             return self.gateway.open(method, path, body, timeout)
         except urllib.error.HTTPError as error:
             with error:
-                raise _refusal(url, error, error.read(), (body or {}).get("model", "")) from None
+                raise _refusal(url, path, error, error.read(), (body or {}).get("model", "")) from None
         except (OSError, http.client.HTTPException) as error:
             why = getattr(error, "reason", error)
             raise ChatError(f"{url} does not answer: {why}", fix="look at `muster status`, then try again") from None
 
 
-def _refusal(url: str, error: urllib.error.HTTPError, body: bytes, model: str) -> ChatError:
+def _refusal(url: str, path: str, error: urllib.error.HTTPError, body: bytes, model: str) -> ChatError:
     """Why there is no answer, and what to do about it."""
     message, code = _said(body)
     if error.code in (401, 403):
@@ -188,15 +188,11 @@ def _refusal(url: str, error: urllib.error.HTTPError, body: bytes, model: str) -
         return TooLongError(message, fix="say less, or begin a new conversation")
     if error.code == 404 and message and model:
         return ChatError(f"{url} serves no model {model!r}", fix="`models` shows those that there are")
-    if error.code in (404, 502, 503, 504):
+    if error.code in (404, 502, 503, 504) and path.startswith("/llm/"):
         told = f": {message}" if message else ""
-        return ChatError(
-            f"{url} serves no language model now ({error.code}{told})",
-            fix=SERVE,
-        )
-    return ChatError(
-        f"{url} answers {error.code}: {message or body[:200].decode(errors='replace')}", fix="ask otherwise"
-    )
+        return ChatError(f"{url} serves no language model now ({error.code}{told})", fix=SERVE)
+    told = message or body[:200].decode(errors="replace").strip()
+    return ChatError(f"{url} answers {error.code}: {told}", fix="ask otherwise" if error.code < 500 else "see its logs")
 
 
 def _said(body: bytes) -> tuple[str, str]:

@@ -103,7 +103,10 @@ class Handler(BaseHTTPRequestHandler):
         elif parts.path == "/api/v0/logs/file":
             query = parse_qs(parts.query)
             assert query["suffix"] == ["err"]
-            self.say(200, f"log of {query['actor_id'][0]}\x1b[2J\n")
+            if self.gateway.status:
+                self.say(200, f"log of {query['actor_id'][0]}\x1b[2J\n")
+            else:
+                self.say(500, "it has no worker yet\n")
         else:
             self.say(404, "Path not found\n")
 
@@ -310,12 +313,13 @@ def test_what_the_commands_show(gateway: Gateway, capsys: pytest.CaptureFixture[
     assert not [line for line in status if line and line[0] == "10.0.0.82"]
     assert shown("/actors")[1:] == [["k3v9", "llm:tiny", "alive", "server1/worker-1", "77", "a1"]]
     assert shown("/logs") == [["k3v9", "on", "server1/worker-1:"], ["log", "of", "a1[2J"]]
-    assert [line[:2] for line in shown("/test")] == [["ok", "tiny"], ["ok", "gpt2"]]
+    assert [line[:2] for line in shown("/test")[1:]] == [["ok", "tiny"], ["ok", "gpt2"]]
     assert [asked["model"] for asked in gateway.asked] == ["tiny", "gpt2"]
     assert shown("/help")
     assert cli.main(["chat", "--once", "/status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["models"] == SERVED["models"]
     gateway.status = False
+    assert "has no worker yet. Fix:" in " ".join(shown("/logs")[1])
     assert cli.main(["chat", "--once", "/status"]) == 1
     said = capsys.readouterr()
     assert "server1/worker-1" in said.out and "serves no language model now (404). Fix:" in said.err
@@ -325,7 +329,8 @@ def test_a_model_that_fails_its_test(gateway: Gateway, capsys: pytest.CaptureFix
     gateway.replies = [Reply(status=500, body=wrong("", "out of memory"))]
     assert cli.main(["chat", "--once", "/test"]) == 1
     said = capsys.readouterr()
-    assert "out of memory" in said.out.splitlines()[0] and said.out.splitlines()[1].split()[:2] == ["ok", "gpt2"]
+    _, tiny, gpt2 = said.out.splitlines()
+    assert "out of memory" in tiny and gpt2.split()[:2] == ["ok", "gpt2"]
     assert "no good answer from tiny. Fix:" in said.err
 
 
