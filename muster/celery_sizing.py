@@ -35,6 +35,7 @@ SERVICES = {
     "node_exporter": 1,
     "gateway": 2,
     "grafana": 1,
+    "mlflow": 1,
 }
 
 
