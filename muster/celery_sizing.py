@@ -36,6 +36,7 @@ SERVICES = {
     "gateway": 2,
     "grafana": 1,
     "storage_server": 1,
+    "mlflow": 1,
 }
 
 

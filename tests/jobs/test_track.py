@@ -24,13 +24,18 @@ SMALL: dict[str, Any] = {"rounds": 6, "trials": 2}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """MLflow on loopback, with SQLite."""
+    """MLflow on loopback, with SQLite, and with the options of roles/mlflow."""
     folder = tmp_path_factory.mktemp("mlflow")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     argv = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    argv += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts"]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    argv += [f"--artifacts-destination={folder}/artifacts", "--static-prefix=/mlflow"]
+    argv += [f"--allowed-hosts=127.0.0.1:{port}"]
+    environment = os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     log = folder / "log"
     with (
         log.open("w") as said,
@@ -43,11 +48,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             while time.monotonic() < deadline:
                 assert process.poll() is None, log.read_text()
                 try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/mlflow/health", timeout=5):
                         break
                 except OSError:
                     time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}/mlflow"
         finally:
             # With the workers that it started.
             os.killpg(process.pid, 15)
@@ -108,7 +113,8 @@ def test_a_search_is_a_run_with_a_run_for_each_trial(
     assert len(below) == 2 and {run.data.tags["mlflow.parentRunId"] for run in below} == {above.info.run_id}
     assert min(run.data.metrics["score"] for run in below) == pytest.approx(made.validation_loss)
     assert {run.data.params.keys() >= made.settings.keys() for run in below} == {True}
-    assert all(len(history(run, "score")) >= 2 for run in below)
+    # One may have been stopped after its first round.
+    assert max(len(history(run, "score")) for run in below) >= 2
 
 
 def test_epochs_are_a_curve_and_a_run_that_failed_is_known(
