@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT)]
 os.environ |= {
     "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
     # A busy machine takes longer than Ray expects to start.
-    "RAY_raylet_start_wait_time_s": "180", "RAY_agent_register_timeout_ms": "180000",
+    "RAY_raylet_start_wait_time_s": "180",
 }  # fmt: skip
 
 from ray_jobs import llm_serve, lm_training, serving, texts, tiny_lm  # noqa: E402

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import ray
@@ -236,11 +236,12 @@ class OpenAI:
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
             return StreamingResponse(self._events(answer, first, pieces, usage), media_type="text/event-stream")
+        await pieces.aclose()
         used = Usage(first["prompt"], len(first["tokens"]))
         return {**answer.whole(first["text"], first["finish"], used), "muster": first["who"]}
 
     async def _events(
-        self, answer: Answer, first: dict[str, Any], pieces: AsyncIterator[dict[str, Any]], usage: bool
+        self, answer: Answer, first: dict[str, Any], pieces: AsyncGenerator[dict[str, Any], None], usage: bool
     ) -> AsyncIterator[str]:
         """A stream as OpenAI's clients read it."""
         piece, used, begun = first, Usage(first["prompt"]), False
@@ -257,14 +258,14 @@ class OpenAI:
             yield event({**error.body(), "muster": piece["who"]})
             return
         finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
+            await pieces.aclose()
         if usage:
             yield event({**answer.end(used), "muster": piece["who"]})
         yield "data: [DONE]\n\n"
 
     async def _pieces(
         self, model: Model, handle: DeploymentHandle, asked: dict[str, Any], stream: bool
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """What replicas say, the next one going on where one dies. At least one piece; the last says why it ends."""
         name = model.name
         if self._there[name] >= model.most:

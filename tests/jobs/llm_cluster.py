@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,7 +17,19 @@ from ray_jobs.command import JobError
 
 # Ray writes to this output, too.
 MARK = "::answer::"
+ATTEMPTS = 5
+T = TypeVar("T")
 STORE = 150 * 2**20
+
+
+def patiently(start: Callable[[], T]) -> T:
+    """Start a node, again where it did not: a raylet gives up when a busy machine needs long to start its agent."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return start()
+        except Exception as error:
+            print(f"a node did not start: {error}", file=sys.stderr, flush=True)
+    return start()
 
 
 def answer(line: str) -> dict[str, Any]:
@@ -31,14 +44,17 @@ def main() -> None:
     from ray import serve
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0, "include_dashboard": False, "labels": {"host": "head", "node": "head"},
-            "object_store_memory": STORE,
-        },
+    cluster = patiently(
+        lambda: Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0, "include_dashboard": False, "labels": {"host": "head", "node": "head"},
+                "object_store_memory": STORE,
+            },
+        )
     )  # fmt: skip
-    cluster.add_node(num_cpus=5, labels={"host": "server1", "node": "worker-1"}, object_store_memory=STORE)
+    server = {"host": "server1", "node": "worker-1"}
+    patiently(lambda: cluster.add_node(num_cpus=5, labels=server, object_store_memory=STORE))
     ray.init(address=cluster.address, log_to_driver=False)
     serving.start()
     try:
