@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ GANESHA = "storage_server-ganesha-1"
 MOUNT = "/var/lib/muster/srv/muster"
 UNIT = "var-lib-muster-srv-muster"
 LAB = Lab("storage")
+# nfs-cp writes over nothing.
+MARK = uuid.uuid4().hex[:8]
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +64,10 @@ def healthy() -> bool:
 
 def test_a_server_of_the_cluster_writes_and_reads_as_the_containers_user(image: str) -> None:
     # Whoever had files open before a restart comes first.
-    until(60, "it takes a file", lambda: "copied" in put("server1", image, "datasets/a", "hello"))
-    assert get("server1", image, "datasets/a") == "hello"
-    assert LAB.on("head", "cat", "/srv/muster/datasets/a").strip() == "hello"
-    assert LAB.on("head", "stat", "-c", "%u:%g", "/srv/muster/datasets/a").strip() == "10077:10077"
+    until(60, "it takes a file", lambda: "copied" in put("server1", image, f"datasets/{MARK}", "hello"))
+    assert get("server1", image, f"datasets/{MARK}") == "hello"
+    assert LAB.on("head", "cat", f"/srv/muster/datasets/{MARK}").strip() == "hello"
+    assert LAB.on("head", "stat", "-c", "%u:%g", f"/srv/muster/datasets/{MARK}").strip() == "10077:10077"
     for folder in ("datasets", "models", "results"):
         assert folder in listing("server1", image)
 
@@ -88,11 +91,12 @@ def test_nobody_but_root_of_a_server_says_who_he_is(image: str) -> None:
 
 
 def test_killed_it_is_back_with_all_that_it_had(image: str) -> None:
-    until(60, "it takes a file", lambda: "copied" in put("server1", image, "models/kept", "kept"))
+    until(60, "it takes a file", lambda: "copied" in put("server1", image, f"models/kept-{MARK}", "kept"))
     LAB.kill_hard("head", GANESHA)
     until(60, "it is back", healthy)
-    until(30, "the file is there", lambda: get("server1", image, "models/kept") == "kept")
-    until(60, "it takes another", lambda: "copied" in put("server1", image, "models/new", "new"))
+    # For half a minute it waits for those who had files open.
+    until(60, "the file is there", lambda: get("server1", image, f"models/kept-{MARK}") == "kept")
+    until(60, "it takes another", lambda: "copied" in put("server1", image, f"models/new-{MARK}", "new"))
 
 
 def test_a_server_that_leaves_is_served_no_more_and_the_others_notice_nothing(image: str) -> None:
