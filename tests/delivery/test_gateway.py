@@ -260,7 +260,7 @@ def test_where_nothing_is_served_it_says_so(gateway: Gateway) -> None:
     for path in ("/serve/forest/predict", "/llm/v1/models"):
         status, headers, text = gateway.ask(path, "POST", "{}", Authorization=f"Bearer {TOKEN}")
         assert status == 503 and int(headers["Retry-After"]) > 0
-        assert "muster run serve_model" in text and len(text.splitlines()) == 1
+        assert "no model is served" in text and len(text.splitlines()) == 1
         assert gateway.ask(path)[0] == 401, "nobody else is told"
 
 
