@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ray_jobs import outcome, runs
+from ray_jobs import figures, outcome, runs
 
 
 class JobError(Exception):
@@ -131,6 +131,8 @@ class Job:
         if not local:
             connect()
         kept = runs.begin(self.name, parameters.model_dump(mode="json"), code_hash())
+        run = kept.about["id"] if kept else os.environ.get("MUSTER_RAY_JOB", "")
+        figures.begin({"job_name": self.name, "run": run})
         token = _folder.set(kept.folder if kept else None)
         try:
             answer = self.run(parameters, local)

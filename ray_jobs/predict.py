@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from ray_jobs import command, guests, models, outcome, tables
+from ray_jobs import command, figures, guests, models, outcome, tables
 from ray_jobs.command import JobError
 
 
@@ -42,6 +42,7 @@ def one(model: str, source: str, target: str, column: str) -> tuple[str, int]:
     partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
     table.to_parquet(partial, index=False)
     partial.replace(final)
+    figures.add(rows=len(table))
     return os.fspath(final), len(table)
 
 

@@ -179,7 +179,8 @@ def train(
     for reference in said:
         step = ray.get(reference)
         if isinstance(step, boosting.Round):
-            outcome.progress(step.number, wanted.rounds, f"rounds; {step.score:.5g} on the validation rows")
+            note = f"rounds; {step.score:.5g} on the validation rows"
+            outcome.progress(step.number, wanted.rounds, note, validation_loss=step.score)
     outcome.progress(step.rounds, step.rounds, "rounds; the model is complete")
     return step, measured
 
