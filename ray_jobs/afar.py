@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from ray_jobs import guests, jobs_api, outcome
+from ray_jobs import command, guests, jobs_api, outcome
 from ray_jobs.command import JobError
 
 T = TypeVar("T")
@@ -83,13 +83,8 @@ def call(function: Callable[..., T], *arguments: Any, cpus: int, retries: int = 
             if new and new != said:
                 done, total, note, shown = said = new
                 outcome.progress(done, total, note, **shown)
-        result: T = ray.get(work)
+        result: T = command.returned(work)
         return result
-    except ray.exceptions.RayTaskError as error:
-        # Ray's own text of it is a traceback.
-        if isinstance(error.cause, JobError):
-            raise error.cause from None
-        raise
     finally:
         ray.cancel(work, force=True)
         ray.kill(board)

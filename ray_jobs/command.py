@@ -83,6 +83,19 @@ def connect() -> None:
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
 
 
+def returned(references: Any) -> Any:
+    """What tasks returned; a mistake that one of them found is told as if it were found here."""
+    import ray
+
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as error:
+        # Ray's own text of it is a traceback.
+        if isinstance(error.cause, JobError):
+            raise error.cause from None
+        raise
+
+
 @dataclass(frozen=True)
 class Job:
     """One job of the library: what it is called, what it takes, and what it does with it."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_jobs import figures, guests, outcome
+from ray_jobs import command, figures, guests, outcome
 from ray_jobs.columns.rows import ENDINGS
 from ray_jobs.command import JobError
 
@@ -49,8 +49,5 @@ def on_ray(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], not
     while waiting:
         _, waiting = ray.wait(waiting)
         outcome.progress(len(asked) - len(waiting), len(asked), f"files {note}")
-    try:
-        found: list[T] = ray.get(asked)
-    except ray.exceptions.RayTaskError as error:
-        raise JobError(str(error.cause)) from error
+    found: list[T] = command.returned(asked)
     return found
