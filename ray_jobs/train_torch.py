@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from ray_jobs import command, models, network, tables, together
+from ray_jobs import boosting, command, models, network, tables, together
 from ray_jobs.command import JobError
 from ray_jobs.models import Name
 
@@ -127,7 +127,6 @@ def save(best: network.State, about: dict[str, Any], parameters: Torch) -> str:
 def run(parameters: Torch, local: bool = False) -> Trained:
     """Train, measure the best epoch on rows that none has seen, keep the model."""
     command.needs("torch", "sklearn", "pandas")
-    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
     start = time.perf_counter()
     kept, node = command.folder(), None
@@ -162,11 +161,7 @@ def run(parameters: Torch, local: bool = False) -> Trained:
         raise JobError(f"learning_rate: the loss is no number any more in epoch {epoch}; set a smaller one")
     best = state["best"]
     guessed = network.classify(best["network"], plan, network.scale(x_test, mean, deviation))
-    metrics = {
-        "accuracy": float(accuracy_score(y_test, guessed)),
-        "balanced_accuracy": float(balanced_accuracy_score(y_test, guessed)),
-        "f1_macro": float(f1_score(y_test, guessed, average="macro")),
-    }
+    metrics = boosting.agreement(y_test, guessed)
     about = {
         "kind": "torch", "features": names, "classes": classes, "mean": mean.tolist(),
         "deviation": deviation.tolist(), "plan": asdict(plan), "metrics": metrics,
