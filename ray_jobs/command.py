@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ray_jobs import outcome, runs, track
+from ray_jobs import figures, outcome, runs, track
 
 
 class JobError(Exception):
@@ -89,6 +89,19 @@ def connect() -> None:
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
 
 
+def returned(references: Any) -> Any:
+    """What tasks returned; a mistake that one of them found is told as if it were found here."""
+    import ray
+
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as error:
+        # Ray's own text of it is a traceback.
+        if isinstance(error.cause, JobError):
+            raise error.cause from None
+        raise
+
+
 @dataclass(frozen=True)
 class Job:
     """One job of the library: what it is called, what it takes, and what it does with it."""
@@ -140,6 +153,8 @@ class Job:
             connect()
         values, code = parameters.model_dump(mode="json"), code_hash()
         kept = runs.begin(self.name, values, code)
+        run = kept.about["id"] if kept else os.environ.get("MUSTER_RAY_JOB", "")
+        figures.begin({"job_name": self.name, "run": run})
         if not self.tracked:
             return self._kept(parameters, local, kept)
         with track.run(self.name, values, code, kept.folder if kept else None) as story:

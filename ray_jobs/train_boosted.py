@@ -191,7 +191,8 @@ def train(
     )
 
     def say(step: boosting.Round) -> None:
-        outcome.progress(step.number, wanted.rounds, f"rounds; {step.score:.5g} on the validation rows")
+        note = f"rounds; {step.score:.5g} on the validation rows"
+        outcome.progress(step.number, wanted.rounds, note, validation_loss=step.score)
 
     learned = followed((ray.get(reference) for reference in said), say)
     outcome.progress(learned.rounds, learned.rounds, "rounds; the model is complete")

@@ -155,7 +155,6 @@ def save(best: network.State, about: dict[str, Any], parameters: Torch) -> str:
 def run(parameters: Torch, local: bool = False) -> Trained:
     """Train, measure the best epoch on rows that none has seen, keep the model."""
     command.needs("torch", "sklearn", "pandas")
-    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
     start = time.perf_counter()
     kept, node = command.folder(), None
@@ -188,11 +187,7 @@ def run(parameters: Torch, local: bool = False) -> Trained:
         raise JobError(f"learning_rate: the loss is no number any more in epoch {epoch}; set a smaller one")
     best = state["best"]
     guessed = network.classify(best["network"], learning, network.scale(x_test, about["mean"], about["deviation"]))
-    metrics = {
-        "accuracy": float(accuracy_score(y_test, guessed)),
-        "balanced_accuracy": float(balanced_accuracy_score(y_test, guessed)),
-        "f1_macro": float(f1_score(y_test, guessed, average="macro")),
-    }
+    metrics = boosting.agreement(y_test, guessed)
     about |= {"kind": "torch", "plan": asdict(learning), "metrics": metrics, "parameters": parameters.model_dump()}
     return Trained(
         **metrics,
