@@ -1,8 +1,8 @@
 """Measure the cluster that `make up` made and keep the figures: bench/figures.json, printed as a table.
 
 `python bench/run.py` measures everything that exists; name some (`rerun scale code hello submit memory overhead
-tls celery laptops watched`) for less. Times are of this machine and this hour: the ratios in the last column are what
-to compare.
+tls celery laptops watched llm rows workers sizes`) for less. Times are of this machine and this hour: the ratios in
+the last column are what to compare.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "molecule/shared"))
+from jobs import rows, sizes, workers  # noqa: E402
 from ray_lab import Lab  # noqa: E402
 from watched import watched  # noqa: E402
 
@@ -301,9 +302,20 @@ def laptops() -> Figure:
     return figures
 
 
+def llm() -> Figure:
+    """Tokens per second of a small language model behind Serve, on this machine: clients at once and one by one."""
+    command = [str(ROOT / ".venv-jobs/bin/python"), str(ROOT / "bench/llm.py")]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: Figure = json.loads(run.stdout.splitlines()[-1])
+    return figures
+
+
 MEASURES: dict[str, Callable[[], Mapping[str, object]]] = {
     measure.__name__: measure
-    for measure in (rerun, scale, code, hello, submit, memory, overhead, tls, celery, laptops, watched)
+    for measure in (
+        *(rerun, scale, code, hello, submit, memory, overhead, tls, celery, laptops, watched),
+        *(llm, rows, workers, sizes),
+    )
 }
 
 

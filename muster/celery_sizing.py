@@ -35,6 +35,8 @@ SERVICES = {
     "node_exporter": 1,
     "gateway": 2,
     "grafana": 1,
+    "storage_server": 1,
+    "mlflow": 1,
 }
 
 

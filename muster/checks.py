@@ -71,6 +71,7 @@ def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list
         *_laptops(inv),
         *_gateway(inv),
         *_storage(inv),
+        *_llm(inv),
         *_messages(inv),
         *_secrets(inv),
     ]
@@ -417,10 +418,54 @@ def _gateway(inv: Inventory) -> Iterator[Problem]:
 
 
 def _storage(inv: Inventory) -> Iterator[Problem]:
+    folder = re.compile(r"(/[\w.-]+)+")
+    serving = inv.members("storage_server")
+    if len(serving) > 1:
+        yield Problem(
+            INVENTORY,
+            f"storage_server has {len(serving)} hosts: {', '.join(serving)}",
+            "leave one of them in storage_server",
+        )
+    for host in serving:
+        if host not in inv.members("server"):
+            yield Problem(host, "is in storage_server, but no server", "put a host of the group server there")
+        path = str(inventory.value(inv.hostvars[host], "storage_server_path", ""))
+        if not folder.fullmatch(path):
+            yield Problem(host, f"storage_server_path is {path!r}", "give the whole path of a folder, as in /srv/files")
     for host in inv.in_this_run("cluster"):
         path = str(inventory.value(inv.hostvars[host], "storage_path", ""))
-        if path and not re.fullmatch(r"(/[\w.-]+)+", path):
+        if path and serving:
+            yield Problem(
+                host,
+                f"storage_path is {path!r}, and {serving[0]} is in storage_server",
+                "keep one of them: a folder that you mount, or one that storage_server serves",
+            )
+        elif re.match(r"\w+://", path):
+            yield Problem(
+                host,
+                f"storage_path is {path!r}; runs and models are kept in a folder, not at an address",
+                "mount the bucket on all servers (rclone mount, s3fs) and give the folder",
+            )
+        elif path and not folder.fullmatch(path):
             yield Problem(host, f"storage_path is {path!r}", "give the whole path of a folder, as in /srv/share")
+
+
+def _llm(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.in_this_run("ray_head"):
+        variables = inv.hostvars[host]
+        wanted = inventory.value(variables, "llm_models", [])
+        if not wanted:
+            continue
+        # Takes a moment to load, and most have none.
+        from ray_jobs.command import JobError
+        from ray_jobs.llm import config as llm
+
+        try:
+            llm.check({"models": wanted})
+        except JobError as error:
+            yield Problem(host, f"llm_models: {error}", "see group_vars/all/llm.yml, and docs/jobs.md (llm_serve)")
+        if inventory.value(variables, "node_image_profile", "") == "core":
+            yield Problem(host, "llm_models needs more than the core image has", "set node_image_profile: ml")
 
 
 def _messages(inv: Inventory) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from muster import __version__
 from muster.errors import MusterError
 from muster.screen import screen
 from muster.screens import SHOWN
-from muster.tables import paint, plain
+from muster.tables import show
 
 DEFAULT_INVENTORY = "inventory/lab"
 EXIT_CODES = (
@@ -63,8 +63,6 @@ def add_jobs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     jobs.add_argument("name", nargs="?", default="")
     run = commands.add_parser("run", help="run a job on the cluster and follow it", epilog=ended)
     run.add_argument("name", help="one of `muster jobs`")
-    run.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help="one parameter")
-    run.add_argument("--params", default="{}", metavar="JSON", help="the parameters as one JSON object")
     how = run.add_mutually_exclusive_group()
     how.add_argument("--local", action="store_true", help="here, in this process, without a cluster")
     how.add_argument("--detach", action="store_true", help="do not wait: print the run's id")
@@ -77,7 +75,31 @@ def add_jobs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     commands.add_parser("result", help="what came out of a run", epilog=ended)
     for name in ("logs", "stop", "result"):
         commands.choices[name].add_argument("id", help="of the run, as `muster runs` shows it")
-    for name in ("jobs", "run", "runs", "result"):
+    chat = commands.add_parser(
+        "chat", help="talk to the cluster's language models",
+        description="Talks to the cluster's language models: at a terminal, with --once, or with each line of a pipe.",
+        epilog="Ends with 0 when every message was answered, 1 when one was not, 2 when what was typed is wrong.",
+    )  # fmt: skip
+    chat.add_argument("model", nargs="?", default="", metavar="MODEL", help="its name; default: the first there is")
+    chat.add_argument("--system", metavar="TEXT", help="what the model is told before everything else")
+    chat.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer")
+    chat.add_argument("--temperature", type=float, metavar="T", help="0: always the likeliest word")
+    chat.add_argument("--once", metavar="PROMPT", help="one message or /command, and no more")
+    kubernetes = commands.add_parser(
+        "kubernetes", help="print the cluster as KubeRay's RayCluster, or a job as its RayJob",
+        description="Prints the inventory's Ray cluster as YAML for kubectl, or with --job a job on it.",
+    )  # fmt: skip
+    kubernetes.add_argument("--image", default="", metavar="REF", help="of head and workers; default: the node image")
+    kubernetes.add_argument("--storage", default="100Gi", metavar="SIZE", help="of the volume in place of storage_path")
+    kubernetes.add_argument(
+        "--head-state", action="store_true",
+        help="keep the head's state on a volume; KubeRay's feature gate GCSFaultToleranceEmbeddedStorage must be on",
+    )  # fmt: skip
+    kubernetes.add_argument("--job", default="", metavar="NAME", help="one of `muster jobs`, with its parameters")
+    for taker in (run, kubernetes):
+        taker.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help="one parameter")
+        taker.add_argument("--params", default="{}", metavar="JSON", help="the parameters as one JSON object")
+    for name in ("jobs", "run", "runs", "result", "chat"):
         commands.choices[name].add_argument("--json", action="store_true", help="for scripts")
 
 
@@ -99,12 +121,8 @@ def look(inventory: list[str], options: argparse.Namespace) -> int:
         raise MusterError(problem, fix=fix)
     if options.json:
         print(json.dumps(facts, indent=2))
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        paint(SHOWN[name](facts), Console())
     else:
-        print(plain(SHOWN[name](facts)))
+        show(SHOWN[name](facts))
     return 1 if name == "alerts" and facts["alerts"] else 0
 
 
@@ -125,8 +143,26 @@ def library(inventory: list[str], options: argparse.Namespace) -> int:
     return jobs.COMMANDS[options.command](inventory, options)
 
 
+def chat(inventory: list[str], options: argparse.Namespace) -> int:
+    """A conversation."""
+    # Its imports are slow.
+    from muster.chat import chat
+
+    return chat(inventory, options)
+
+
+def kubernetes(inventory: list[str], options: argparse.Namespace) -> int:
+    """What KubeRay takes."""
+    # Its imports are slow.
+    from muster.kubernetes import printed
+
+    return printed(inventory, options)
+
+
 COMMANDS = {
     "plan": plan,
+    "kubernetes": kubernetes,
+    "chat": chat,
     "dead": dead,
     **dict.fromkeys(SHOWN, look),
     **dict.fromkeys(("jobs", "run", "runs", "logs", "stop", "result"), library),

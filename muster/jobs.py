@@ -106,6 +106,11 @@ def checked(options: argparse.Namespace) -> tuple[Job, Parameters]:
         raise MusterError(f"{job.name}: {error}", fix=f"see `muster jobs {job.name}`") from None
 
 
+def new_id(job: Job) -> str:
+    """What a run is called; its first word is the job."""
+    return f"{job.name}-{runs.stamp(time.time())}-{uuid.uuid4().hex[:6]}"
+
+
 def run(inventory: Sequence[str], options: argparse.Namespace) -> int:
     """Run a job here, on the cluster, or by way of Celery."""
     job, parameters = checked(options)
@@ -118,7 +123,7 @@ def run(inventory: Sequence[str], options: argparse.Namespace) -> int:
         print(screen("enqueue.yml", inventory, {"enqueue_words": [job.name, json.dumps(values)]}))
         return 0
     wanted = Wanted(
-        f"{job.name}-{runs.stamp(time.time())}-{uuid.uuid4().hex[:6]}",
+        new_id(job),
         job.entrypoint(parameters),
         label_selector=afar.SERVER,
         metadata={"muster_job": job.name},

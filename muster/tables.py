@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,16 @@ def paint(screen: Screen, console: Console) -> None:
             # As Text, since a name like [red] is no markup.
             table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
         console.print(table)
+
+
+def show(screen: Screen) -> None:
+    """On stdout, whatever that is."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        paint(screen, Console())
+    else:
+        print(plain(screen))
 
 
 def _spaced(screen: Screen) -> Screen:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from ray_jobs import guests, jobs_api, outcome
+from ray_jobs import command, guests, jobs_api, outcome
 from ray_jobs.command import JobError
 
 T = TypeVar("T")
@@ -21,17 +21,17 @@ class Board:
     """Where the task writes how far it is."""
 
     def __init__(self) -> None:
-        self.said: tuple[float, float, str] | None = None
+        self.said: tuple[float, float, str, dict[str, float]] | None = None
 
-    def say(self, done: float, total: float, note: str) -> None:
-        self.said = (done, total, note)
+    def say(self, done: float, total: float, note: str, shown: dict[str, float]) -> None:
+        self.said = (done, total, note, shown)
 
-    def read(self) -> tuple[float, float, str] | None:
+    def read(self) -> tuple[float, float, str, dict[str, float]] | None:
         return self.said
 
 
-def _tell(board: Any, done: float, total: float, note: str) -> None:
-    board.say.remote(done, total, note)
+def _tell(board: Any, done: float, total: float, note: str, **shown: float) -> None:
+    board.say.remote(done, total, note, shown)
 
 
 def here() -> str:
@@ -81,15 +81,10 @@ def call(function: Callable[..., T], *arguments: Any, cpus: int, retries: int = 
             except ray.exceptions.RayError:
                 continue
             if new and new != said:
-                outcome.progress(*new)
-                said = new
-        result: T = ray.get(work)
+                done, total, note, shown = said = new
+                outcome.progress(done, total, note, **shown)
+        result: T = command.returned(work)
         return result
-    except ray.exceptions.RayTaskError as error:
-        # Ray's own text of it is a traceback.
-        if isinstance(error.cause, JobError):
-            raise error.cause from None
-        raise
     finally:
         ray.cancel(work, force=True)
         ray.kill(board)

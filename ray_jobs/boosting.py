@@ -93,6 +93,17 @@ def predict(booster: Any, table: Any, about: Mapping[str, Any]) -> Any:
     return pandas.Index(about["classes"]).take(chosen(said))
 
 
+def agreement(y: Any, guessed: Any) -> dict[str, float]:
+    """How often the classes that somebody guesses are right."""
+    from sklearn import metrics
+
+    return {
+        "accuracy": float(metrics.accuracy_score(y, guessed)),
+        "balanced_accuracy": float(metrics.balanced_accuracy_score(y, guessed)),
+        "f1_macro": float(metrics.f1_score(y, guessed, average="macro")),
+    }
+
+
 def measure(task: str, y: Any, said: Any, classes: int) -> dict[str, float]:
     """Metrics of what a booster says."""
     from sklearn import metrics
@@ -105,9 +116,7 @@ def measure(task: str, y: Any, said: Any, classes: int) -> dict[str, float]:
         }
     else:
         found = {
-            "accuracy": metrics.accuracy_score(y, chosen(said)),
-            "balanced_accuracy": metrics.balanced_accuracy_score(y, chosen(said)),
-            "f1_macro": metrics.f1_score(y, chosen(said), average="macro"),
+            **agreement(y, chosen(said)),
             "log_loss": metrics.log_loss(y, said, labels=list(range(classes))),
         }
     return {name: float(value) for name, value in found.items()}

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ray_jobs import outcome, runs
+from ray_jobs import figures, outcome, runs, track
 
 
 class JobError(Exception):
@@ -50,7 +50,13 @@ def needs(*libraries: str) -> None:
 
 def mistakes(error: ValidationError) -> str:
     """What pydantic found, in one line."""
-    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'parameters'}: {item['msg']}" for item in error.errors())
+    return mistakes_of(error.errors())
+
+
+def mistakes_of(items: Iterable[Mapping[str, Any]]) -> str:
+    """The same from where only pydantic's list of it is."""
+    places = ((".".join(map(str, item["loc"])) or "parameters", item["msg"]) for item in items)
+    return "; ".join(f"{place}: {text.removeprefix('Value error, ')}" for place, text in places)
 
 
 def parse(model: type[P], text: str, pairs: Sequence[str]) -> P:
@@ -83,6 +89,19 @@ def connect() -> None:
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
 
 
+def returned(references: Any) -> Any:
+    """What tasks returned; a mistake that one of them found is told as if it were found here."""
+    import ray
+
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as error:
+        # Ray's own text of it is a traceback.
+        if isinstance(error.cause, JobError):
+            raise error.cause from None
+        raise
+
+
 @dataclass(frozen=True)
 class Job:
     """One job of the library: what it is called, what it takes, and what it does with it."""
@@ -94,6 +113,8 @@ class Job:
     run: Callable[[Any, bool], BaseModel]
     # What came out, for people; without it every field is a line.
     show: Callable[[Any], str] | None = None
+    # MLflow is told of its runs (track.py).
+    tracked: bool = False
 
     @property
     def line(self) -> str:
@@ -130,7 +151,18 @@ class Job:
 
         if not local:
             connect()
-        kept = runs.begin(self.name, parameters.model_dump(mode="json"), code_hash())
+        values, code = parameters.model_dump(mode="json"), code_hash()
+        kept = runs.begin(self.name, values, code)
+        run = kept.about["id"] if kept else os.environ.get("MUSTER_RAY_JOB", "")
+        figures.begin({"job_name": self.name, "run": run})
+        if not self.tracked:
+            return self._kept(parameters, local, kept)
+        with track.run(self.name, values, code, kept.folder if kept else None) as story:
+            answer = self._kept(parameters, local, kept)
+            story.answer = answer.model_dump(mode="json")
+        return answer
+
+    def _kept(self, parameters: Parameters, local: bool, kept: runs.Run | None) -> BaseModel:
         token = _folder.set(kept.folder if kept else None)
         try:
             answer = self.run(parameters, local)

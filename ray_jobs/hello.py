@@ -8,7 +8,7 @@ from collections import Counter
 
 from pydantic import BaseModel, Field
 
-from ray_jobs import command
+from ray_jobs import afar, command
 
 
 class Hello(command.Parameters):
@@ -30,16 +30,13 @@ class Said(BaseModel):
 
 
 def work(iterations: int) -> tuple[str, str]:
-    """Keep one CPU busy, and say on which node: `host/node` from its labels; and what runs there."""
+    """Keep one CPU busy, and say on which node, and what runs there."""
     import ray
 
     total = 0
     for number in range(iterations):
         total += number
-    context = ray.get_runtime_context()
-    labels = context.get_node_labels()
-    name = f"{labels.get('host', '?')}/{labels.get('node', context.get_node_id()[:8])}"
-    return name, f"Python {platform.python_version()}, Ray {ray.__version__}"
+    return afar.here(), f"Python {platform.python_version()}, Ray {ray.__version__}"
 
 
 def run(parameters: Hello, local: bool = False) -> Said:
@@ -48,7 +45,7 @@ def run(parameters: Hello, local: bool = False) -> Said:
     if local:
         for _ in range(parameters.tasks):
             sum(range(parameters.iterations))
-        ran = [(f"{platform.node()}/local", f"Python {platform.python_version()}")] * parameters.tasks
+        ran = [(afar.here(), f"Python {platform.python_version()}")] * parameters.tasks
     else:
         import ray
 

@@ -5,6 +5,7 @@ Not Ray's own client: its import costs 100 MB and more time than the request, an
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import ssl
@@ -112,15 +113,20 @@ class JobsClient:
             handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca)))
         self._opener = urllib.request.build_opener(*handlers)
 
-    def _call(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+    def open(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> http.client.HTTPResponse:
+        """The answer as it comes; what goes wrong is urllib's."""
         request = urllib.request.Request(self.url + path, method=method)
         request.add_header("Content-Type", "application/json")
         if self.bearer:
             request.add_header("Authorization", f"Bearer {self.bearer}")
         if body is not None:
             request.data = json.dumps(body).encode()
+        answer: http.client.HTTPResponse = self._opener.open(request, timeout=timeout or self.timeout)
+        return answer
+
+    def _call(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         try:
-            with self._opener.open(request, timeout=self.timeout) as answer:
+            with self.open(method, path, body) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             with error:

@@ -10,8 +10,8 @@ from pathlib import Path
 from ray_jobs.command import Job
 
 NAMES = (
-    "hello", "benchmark", "process", "train_forest", "train_boosted", "train_torch", "predict", "montecarlo", "rl",
-    "llm_train_tiny", "serve_model",
+    "hello", "benchmark", "process", "train_forest", "train_boosted", "train_torch", "tune", "predict", "serve_model",
+    "montecarlo", "rl", "llm_train_tiny", "llm_serve",
 )  # fmt: skip
 
 

@@ -25,7 +25,8 @@ PROMPT, SAMPLE = 8, 60
 CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 ABOUT = "muster.json"
 
-Tell = Callable[[float, float, str], object]
+# As outcome.progress.
+Tell = Callable[..., object]
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def _train(recipe: Recipe, learn: str, held: str, place: Place, tell: Tell) -> d
         if place.checkpoint and (done % recipe.checkpoint_every == 0 or done == recipe.steps):
             save(place.checkpoint, {**now, "of": identity, "tokenizer": tokenizer})
         if done % max(1, recipe.steps // 100) == 0 or done == recipe.steps:
-            tell(done, recipe.steps, f"loss {loss:.3f}")
+            tokens = done * recipe.batch * recipe.context
+            tell(done, recipe.steps, f"loss {loss:.3f}", loss=loss, steps=done, tokens=tokens)
     seconds = time.perf_counter() - start
     resumed = state["step"] if state else 0
     measured["perplexity"] = tiny_lm.perplexity(model, held_ids, recipe.context)

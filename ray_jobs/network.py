@@ -6,7 +6,8 @@ import json
 import math
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -137,6 +138,19 @@ def learn(
         keep(left, figures)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As a worker has it: threads wait for each other longer than steps this small take."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def alone(parts: Sequence[Any], plan: Plan, folder: Path, log: Path, told: Callable[[dict[str, Any]], object]) -> None:
     """Learn in this process, going on after the last epoch in the folder."""
     import torch
@@ -150,13 +164,8 @@ def alone(parts: Sequence[Any], plan: Plan, folder: Path, log: Path, told: Calla
 
     state = read(folder)
     note(log, rank=0, pid=os.getpid(), host=socket.gethostname(), start=state["epoch"] + 1 if state else 0)
-    threads = torch.get_num_threads()
-    # As a worker has: threads wait for each other longer than steps this small take.
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         learn(parts, plan, Place(), state, keep)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def classify(weights: State, plan: Plan, x: Any) -> Any:

@@ -9,6 +9,8 @@ import json
 import sys
 from typing import Any
 
+from ray_jobs import figures
+
 PROGRESS = "::muster-progress::"
 RESULT = "::muster-result::"
 # A result is an answer, not data: what is larger belongs into a file whose path is the result.
@@ -28,8 +30,9 @@ def _tell(mark: str, value: Any, largest: int) -> None:
     sys.stdout.flush()
 
 
-def progress(done: float, total: float, note: str = "") -> None:
-    """Say how far the job is; call it as often as it means something to a person."""
+def progress(done: float, total: float, note: str = "", **shown: float) -> None:
+    """Say how far the job is, and what else figures.py has names for; as often as it means something to a person."""
+    figures.show(done=done, total=total, **shown)
     _tell(PROGRESS, {"done": done, "total": total, "note": note[:200]}, 4096)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from ray_jobs import command, guests, models, outcome, tables
+from ray_jobs import command, figures, models, tables
+from ray_jobs.columns.files import here, on_ray
 from ray_jobs.command import JobError
 
 
@@ -42,6 +43,7 @@ def one(model: str, source: str, target: str, column: str) -> tuple[str, int]:
     partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
     table.to_parquet(partial, index=False)
     partial.replace(final)
+    figures.add(rows=len(table))
     return os.fspath(final), len(table)
 
 
@@ -59,22 +61,7 @@ def run(parameters: Predict, local: bool = False) -> Predicted:
         raise JobError(f"data: files in {source} differ only in their ending; each needs a result of its own")
     Path(parameters.target).mkdir(parents=True, exist_ok=True)
     arguments = [(os.fspath(model), os.fspath(path), parameters.target, parameters.column) for path in files]
-    if local:
-        written = [one(*each) for each in arguments]
-    else:
-        import ray
-
-        # It bears repetition, but the files are on the shared storage, which laptops do not have.
-        remote = ray.remote(one).options(**guests.at_home(retries=5, scheduling_strategy="SPREAD"))
-        asked = [remote.remote(*each) for each in arguments]
-        waiting = list(asked)
-        while waiting:
-            _, waiting = ray.wait(waiting)
-            outcome.progress(len(asked) - len(waiting), len(asked), "files")
-        try:
-            written = ray.get(asked)
-        except ray.exceptions.RayTaskError as error:
-            raise JobError(str(error.cause)) from error
+    written = (here if local else on_ray)(one, arguments, "predicted")
     return Predicted(
         rows=sum(rows for _, rows in written),
         files=[path for path, _ in written][:500],

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from ray_jobs import command
+from ray_jobs import command, figures
 from ray_jobs.columns import formula, kinds, learned, rows, sift, split
 from ray_jobs.columns.files import Over, files_of, here, on_ray
 from ray_jobs.columns.kinds import Kind as Kind
@@ -170,6 +170,7 @@ def convert(source: Path, final: Path, parameters: Process, plan: Plan | None = 
         for table in sieve(parameters, plan).good(source, found, output.refuse):
             test = for_test(table, found.names, parameters) if parameters.test_share else None
             output.write(changed(table, plan), test)
+            figures.add(rows=len(table))
         good, bad = sum(output.rows), output.bad
         if not good:
             raise BadFileError(f"{source.name} has no good row ({bad} bad)")

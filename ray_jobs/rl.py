@@ -133,7 +133,8 @@ def train(parameters: Learn, folder: Path) -> tuple[int, int, int]:
             steps = int(result["num_env_steps_sampled_lifetime"])
             earned = float(result["env_runners"].get("episode_return_mean", float("nan")))
             keep(algorithm, folder)
-            outcome.progress(algorithm.iteration, parameters.iterations, f"earns {earned:.2f} of {possible:.2f}")
+            note = f"earns {earned:.2f} of {possible:.2f}"
+            outcome.progress(algorithm.iteration, parameters.iterations, note, score=earned, steps=steps)
             if earned >= parameters.goal * possible:
                 break
         return int(algorithm.iteration), int(begun), steps

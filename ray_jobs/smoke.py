@@ -119,13 +119,20 @@ def shared(alive: Sequence[nodes.Node], seconds: float) -> list[str]:
     try:
         file.write_text(mark)
     except OSError as error:
-        return [f"storage_path cannot be written by user {os.getuid()} ({error.strerror}): give it to that user"]
+        return [
+            f"the shared storage cannot be written by user {os.getuid()} ({error.strerror}): give storage_path to that "
+            "user, or see on the head's host what `ls /srv/muster/` says"
+        ]
     try:
         answers, problems = on_each(alive, seconds, holds, os.fspath(file), mark)
     finally:
         file.unlink(missing_ok=True)
     blind = [name for name, there in answers.items() if not there]
-    problems += [f"{name} does not see what the head wrote to storage_path: mount the same there" for name in blind]
+    problems += [
+        f"{name} does not see what the head wrote to the shared storage: mount the same storage_path there, "
+        "or see on its host what `ls /srv/muster/` says"
+        for name in blind
+    ]
     return problems
 
 

@@ -86,8 +86,9 @@ def watch(log: Path, epochs: int, ended: threading.Event) -> None:
 
 def tell(figures: dict[str, Any], epochs: int) -> None:
     """One epoch, as progress."""
-    loss = f"loss {figures['loss']:.4f}, validation {figures['validation_loss']:.4f}"
-    outcome.progress(figures["epoch"] + 1, epochs, loss)
+    losses = {name: figures[name] for name in ("loss", "validation_loss")}
+    note = f"loss {losses['loss']:.4f}, validation {losses['validation_loss']:.4f}"
+    outcome.progress(figures["epoch"] + 1, epochs, note, **losses)
 
 
 def fit(parts: list[Any], plan: network.Plan, workers: int, folder: Path, log: Path, node: str | None) -> Any:

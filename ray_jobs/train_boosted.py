@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, model_validator
 
-from ray_jobs import boosting, command, guests, models, outcome, tables
+from ray_jobs import boosting, command, guests, models, outcome, tables, track
 from ray_jobs.boosting import Learned, Parts, Plan
 from ray_jobs.command import JobError
 from ray_jobs.models import Name
@@ -160,6 +161,18 @@ def processors(wanted: int, local: bool) -> int:
     return wanted or max(1, largest)
 
 
+def followed(
+    steps: Iterable[boosting.Round | Learned], say: Callable[[boosting.Round], object] = lambda _: None
+) -> Learned:
+    """The model that a training ends with; what comes before is said."""
+    for step in steps:
+        if isinstance(step, Learned):
+            return step
+        track.point(step.number, validation_loss=step.score)
+        say(step)
+    raise AssertionError("a training ends with a model")
+
+
 def train(
     table: Any, y: Any, whole: Parts, folds: list[Parts], wanted: Plan, cpus: int
 ) -> tuple[Learned, list[dict[str, float]]]:
@@ -176,12 +189,38 @@ def train(
         [(*here, fold, wanted) for fold in folds],
         done=lambda count: outcome.progress(count, len(folds), "folds; the training goes on beside them"),
     )
-    for reference in said:
-        step = ray.get(reference)
-        if isinstance(step, boosting.Round):
-            outcome.progress(step.number, wanted.rounds, f"rounds; {step.score:.5g} on the validation rows")
-    outcome.progress(step.rounds, step.rounds, "rounds; the model is complete")
-    return step, measured
+
+    def say(step: boosting.Round) -> None:
+        note = f"rounds; {step.score:.5g} on the validation rows"
+        outcome.progress(step.number, wanted.rounds, note, validation_loss=step.score)
+
+    learned = followed((ray.get(reference) for reference in said), say)
+    outcome.progress(learned.rounds, learned.rounds, "rounds; the model is complete")
+    return learned, measured
+
+
+class Prepared(NamedTuple):
+    """Rows and how to learn from them. The parts and the folds are numbers of rows."""
+
+    table: Any
+    y: Any
+    whole: Parts
+    folds: list[Parts]
+    plan: Plan
+    left_out: list[str]
+
+
+def prepare(parameters: Boosted) -> Prepared:
+    """Read the data, and say which rows and columns are for what."""
+    if parameters.data:
+        table = tables.read(parameters.data, parameters.target)
+    else:
+        table = tables.made_up(parameters.target, parameters.seed, parameters.task == "regression")
+    task, y, classes = aim(table[parameters.target], parameters.task, parameters.target)
+    names, texts = tables.features(table, parameters.features, parameters.target, parameters.most_labels)
+    others = [str(name) for name in table if name not in (*names, parameters.target)]
+    return Prepared(table[names], y, *parted(y, parameters, classes), plan(parameters, task, classes, names, texts),
+                    [] if parameters.features else others)  # fmt: skip
 
 
 def run(parameters: Boosted, local: bool = False) -> Trained:
@@ -191,20 +230,10 @@ def run(parameters: Boosted, local: bool = False) -> Trained:
     cpus = processors(parameters.cpus, local)
     if parameters.models:
         models.writable(parameters.models)
-    if parameters.data:
-        table = tables.read(parameters.data, parameters.target)
-    else:
-        table = tables.made_up(parameters.target, parameters.seed, parameters.task == "regression")
-    task, y, classes = aim(table[parameters.target], parameters.task, parameters.target)
-    names, texts = tables.features(table, parameters.features, parameters.target, parameters.most_labels)
-    whole, folds = parted(y, parameters, classes)
-    wanted = plan(parameters, task, classes, names, texts)
-    others = [str(name) for name in table if name not in (*names, parameters.target)]
-    table = table[names]
+    table, y, whole, folds, wanted, left_out = prepare(parameters)
     if local:
-        *_, learned = boosting.learn(table, y, whole, wanted, cpus)
+        learned = followed(boosting.learn(table, y, whole, wanted, cpus))
         measured = [boosting.fold(table, y, fold, wanted) for fold in folds]
-        assert isinstance(learned, Learned)
     else:
         learned, measured = train(table, y, whole, folds, wanted, cpus)
     spread = {
@@ -225,16 +254,16 @@ def run(parameters: Boosted, local: bool = False) -> Trained:
             lambda folder: (folder / boosting.FILE).write_bytes(learned.model),
         )  # fmt: skip
     return Trained(
-        task=task,
+        task=wanted.about["task"],
         metrics=learned.metrics,
         cross_validation=spread,
         train_rows=len(whole.train),
         validation_rows=len(whole.validation),
         test_rows=len(whole.test),
         rounds=learned.rounds,
-        features=names[:200],
-        left_out=[] if parameters.features else others[:200],
-        classes=[str(label) for label in classes][:200],
+        features=wanted.about["features"][:200],
+        left_out=left_out[:200],
+        classes=[str(label) for label in wanted.about["classes"]][:200],
         importances={name: round(share, 4) for name, share in list(learned.importances.items())[:50]},
         cpus=cpus,
         seconds=round(time.perf_counter() - start, 3),
@@ -242,7 +271,7 @@ def run(parameters: Boosted, local: bool = False) -> Trained:
     )
 
 
-JOB = command.Job("train_boosted", __doc__ or "", Boosted, run)
+JOB = command.Job("train_boosted", __doc__ or "", Boosted, run, tracked=True)
 
 if __name__ == "__main__":
     raise SystemExit(JOB.main())

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from ray_jobs import command, guests, models, outcome, tables
+from ray_jobs import boosting, command, guests, models, outcome, tables
 from ray_jobs.command import JobError
 from ray_jobs.models import Name
 
@@ -123,7 +123,6 @@ def save(forest: Any, parameters: Forest, names: list[str], metrics: dict[str, f
 def run(parameters: Forest, local: bool = False) -> Trained:
     """Train, measure on held-out rows, keep the model."""
     command.needs("sklearn", "pandas", "joblib")
-    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
     from sklearn.model_selection import train_test_split
 
     start = time.perf_counter()
@@ -137,12 +136,7 @@ def run(parameters: Forest, local: bool = False) -> Trained:
     except ValueError as error:
         raise JobError(f"data: {error}") from error
     forest, shards, nodes = grow(x_train, y_train, parameters, local)
-    guessed = forest.predict(x_test)
-    metrics = {
-        "accuracy": float(accuracy_score(y_test, guessed)),
-        "balanced_accuracy": float(balanced_accuracy_score(y_test, guessed)),
-        "f1_macro": float(f1_score(y_test, guessed, average="macro")),
-    }
+    metrics = boosting.agreement(y_test, forest.predict(x_test))
     return Trained(
         **metrics,
         train_rows=len(y_train),
@@ -157,7 +151,7 @@ def run(parameters: Forest, local: bool = False) -> Trained:
     )
 
 
-JOB = command.Job("train_forest", __doc__ or "", Forest, run)
+JOB = command.Job("train_forest", __doc__ or "", Forest, run, tracked=True)
 
 if __name__ == "__main__":
     raise SystemExit(JOB.main())

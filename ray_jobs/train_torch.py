@@ -12,11 +12,11 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from ray_jobs import command, models, network, tables, together
+from ray_jobs import boosting, command, models, network, tables, together, track
 from ray_jobs.command import JobError
 from ray_jobs.models import Name
 
@@ -103,7 +103,35 @@ def divide(x: Any, y: Any, parameters: Torch) -> list[tuple[Any, Any]]:
     return [(x, y), (x_valid, y_valid), (x_test, y_test)]
 
 
-def fingerprint(parts: list[Any], plan: network.Plan) -> str:
+class Prepared(NamedTuple):
+    """Rows as the network takes them, those for the test as they were read, and how to learn."""
+
+    # For training: features and classes; then the same of the rows that choose the epoch.
+    parts: list[Any]
+    test: tuple[Any, Any]
+    # As in model.json: features, classes, and how numbers were standardised.
+    about: dict[str, Any]
+    plan: network.Plan
+
+
+def plan(parameters: Torch, classes: int) -> network.Plan:
+    """How to learn, of what the user says."""
+    return network.Plan(classes=classes, hidden=tuple(parameters.hidden), epochs=parameters.epochs,
+                        batch_size=parameters.batch_size, learning_rate=parameters.learning_rate,
+                        weight_decay=parameters.weight_decay, seed=parameters.seed)  # fmt: skip
+
+
+def prepare(parameters: Torch) -> Prepared:
+    """Read the data, and say which rows are for what."""
+    x, y, names, classes = load(parameters)
+    (x, y), (x_valid, y_valid), test = divide(x, y, parameters)
+    mean, deviation = network.measure(x)
+    parts = [network.scale(x, mean, deviation), y, network.scale(x_valid, mean, deviation), y_valid]
+    about = {"features": names, "classes": classes, "mean": mean.tolist(), "deviation": deviation.tolist()}
+    return Prepared(parts, test, about, plan(parameters, len(classes)))
+
+
+def fingerprint(parts: list[Any], plan: network.Plan | boosting.Plan) -> str:
     """What is learnt from what, as one word."""
     digest = hashlib.sha256(json.dumps(asdict(plan)).encode())
     for part in parts:
@@ -127,7 +155,6 @@ def save(best: network.State, about: dict[str, Any], parameters: Torch) -> str:
 def run(parameters: Torch, local: bool = False) -> Trained:
     """Train, measure the best epoch on rows that none has seen, keep the model."""
     command.needs("torch", "sklearn", "pandas")
-    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
     start = time.perf_counter()
     kept, node = command.folder(), None
@@ -138,58 +165,48 @@ def run(parameters: Torch, local: bool = False) -> Trained:
         together.room(parameters.workers, node)
     if parameters.models:
         models.writable(parameters.models)
-    x, y, names, classes = load(parameters)
-    (x, y), (x_valid, y_valid), (x_test, y_test) = divide(x, y, parameters)
-    mean, deviation = network.measure(x)
-    parts = [network.scale(x, mean, deviation), y, network.scale(x_valid, mean, deviation), y_valid]
-    plan = network.Plan(classes=len(classes), hidden=tuple(parameters.hidden), epochs=parameters.epochs,
-                        batch_size=parameters.batch_size, learning_rate=parameters.learning_rate,
-                        weight_decay=parameters.weight_decay, seed=parameters.seed)  # fmt: skip
+    parts, (x_test, y_test), about, learning = prepare(parameters)
     with ExitStack() as stack:
         home = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="train-torch-")))
         # Of other rows or another plan nothing may be gone on with: they would have seen the test.
-        folder = home / "checkpoints" / fingerprint(parts, plan)
+        folder = home / "checkpoints" / fingerprint(parts, learning)
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "log.jsonl"
         if local:
-            network.alone(parts, plan, folder, log, lambda figures: together.tell(figures, plan.epochs))
+            network.alone(parts, learning, folder, log, lambda figures: together.tell(figures, learning.epochs))
             state = network.read(folder)
         else:
-            state = together.fit(parts, plan, parameters.workers, folder, log, node)
-        starts = [item["start"] for item in network.notes(log) if item.get("rank") == 0]
-    if state is None or state["epoch"] + 1 < plan.epochs or state["best"] is None:
+            state = together.fit(parts, learning, parameters.workers, folder, log, node)
+        lines = network.notes(log)
+        starts = [item["start"] for item in lines if item.get("rank") == 0]
+        for item in lines:
+            if "loss" in item:
+                track.point(item["epoch"], loss=item["loss"], validation_loss=item["validation_loss"])
+    if state is None or state["epoch"] + 1 < learning.epochs or state["best"] is None:
         epoch = state["epoch"] + 1 if state else 0
         raise JobError(f"learning_rate: the loss is no number any more in epoch {epoch}; set a smaller one")
     best = state["best"]
-    guessed = network.classify(best["network"], plan, network.scale(x_test, mean, deviation))
-    metrics = {
-        "accuracy": float(accuracy_score(y_test, guessed)),
-        "balanced_accuracy": float(balanced_accuracy_score(y_test, guessed)),
-        "f1_macro": float(f1_score(y_test, guessed, average="macro")),
-    }
-    about = {
-        "kind": "torch", "features": names, "classes": classes, "mean": mean.tolist(),
-        "deviation": deviation.tolist(), "plan": asdict(plan), "metrics": metrics,
-        "parameters": parameters.model_dump(),
-    }  # fmt: skip
+    guessed = network.classify(best["network"], learning, network.scale(x_test, about["mean"], about["deviation"]))
+    metrics = boosting.agreement(y_test, guessed)
+    about |= {"kind": "torch", "plan": asdict(learning), "metrics": metrics, "parameters": parameters.model_dump()}
     return Trained(
         **metrics,
         validation_loss=best["loss"],
         best_epoch=best["epoch"],
         last_epoch=state["epoch"],
         starts=starts,
-        train_rows=len(y),
-        validation_rows=len(y_valid),
+        train_rows=len(parts[1]),
+        validation_rows=len(parts[3]),
         test_rows=len(y_test),
-        features=names[:200],
-        classes=[str(label) for label in classes][:200],
+        features=about["features"][:200],
+        classes=[str(label) for label in about["classes"]][:200],
         workers=1 if local else parameters.workers,
         seconds=round(time.perf_counter() - start, 3),
         model=save(best, about, parameters) if parameters.models else None,
     )
 
 
-JOB = command.Job("train_torch", __doc__ or "", Torch, run)
+JOB = command.Job("train_torch", __doc__ or "", Torch, run, tracked=True)
 
 if __name__ == "__main__":
     raise SystemExit(JOB.main())

@@ -31,7 +31,9 @@ AFTER = {
     "ray_worker": ("node_image",),
     "code": ("node_image",),
     "celery_redis": ("node_image",),
+    "storage": ("node_image",),
     "celery_worker": ("node_image",),
+    "jobs": ("node_image",),
     "laptop_sleep": ("node_image",),
     "add_laptop": ("node_image",),
 }

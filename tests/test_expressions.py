@@ -7,12 +7,13 @@ import re
 import pytest
 
 from muster import expressions
+from ray_jobs import figures
 
 from .conftest import ROOT
 from .test_host_figures import script as host_figures
 
 EVERY = list(expressions.every())
-OURS = re.compile(r"\bmuster[_:][\w:]+")
+OURS = re.compile(r"\b(?:ray_)?muster[_:][\w:]+")
 
 
 def test_rules_dashboards_and_the_page_are_walked() -> None:
@@ -52,5 +53,6 @@ def test_figures_of_ours_are_those_that_are_made(file: str) -> None:
     source = (ROOT / "celery_app/metrics.py").read_text(encoding="utf-8")
     exported = set(re.findall(r'"(muster_\w+)"', source)) | {f"muster_host_{name}" for name in host_figures.HELP}
     known = exported | {f"{name}_total" for name in exported}
+    known |= {f"ray_{figures.PREFIX}{name}" for name in figures.SHOWN}
     known |= {one.place.removeprefix("record ") for one in EVERY if one.place.startswith("record ")}
     assert not {name for one in EVERY if one.file == file for name in OURS.findall(one.text)} - known

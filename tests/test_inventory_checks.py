@@ -19,6 +19,12 @@ HEAD_IS_LAPTOP = HOSTS.replace(
 )
 BOTH = HOSTS.replace("        laptop1: {", "        server1:\n        laptop1: {")
 
+
+def serving(*hosts: str) -> str:
+    """The usual hosts, and some of them serve the shared storage."""
+    return HOSTS + "    storage_server:\n      hosts:\n" + "".join(f"        {host}:\n" for host in hosts)
+
+
 Problems = Callable[..., list[str]]
 
 
@@ -53,6 +59,14 @@ def test_a_good_inventory_has_none(problems: Problems) -> None:
         (NO_HEAD, "inventory: the group ray_head is empty. Fix: put exactly one server into ray_head."),
         (NO_BUILDER, "inventory: the group builder is empty and muster_registry is not set"),
         (HEAD_IS_LAPTOP, "laptop1: is Ray's head and a laptop. Fix: make a host the head that is always on."),
+        (
+            serving("head", "server1"),
+            "inventory: storage_server has 2 hosts: head, server1. Fix: leave one of them in storage_server.",
+        ),
+        (
+            serving("laptop1"),
+            "laptop1: is in storage_server, but no server. Fix: put a host of the group server there.",
+        ),
         (BOTH, "server1: is a server and a laptop. Fix: take it out of one of the groups server and laptop."),
     ],
 )
@@ -143,6 +157,10 @@ def test_a_registry_of_ones_own_needs_no_builder(problems: Problems) -> None:
             "server1: 3 workers ask for 6 CPUs, the host has 4. Fix: lower ray_workers or ray_worker_cpus.",
         ),
         ({"storage_path": "srv/a"}, "server1: storage_path is 'srv/a'. Fix: give the whole path of a folder"),
+        (
+            {"storage_path": "s3://bucket/a"},
+            "server1: storage_path is 's3://bucket/a'; runs and models are kept in a folder, not at an address. Fix:",
+        ),
         ({"storage_path": "/srv/a:b"}, "server1: storage_path is '/srv/a:b'. Fix: give the whole path of a folder"),
     ],
     ids=lambda value: str(value)[:60],
@@ -152,6 +170,16 @@ def test_variables(problems: Problems, variables: dict[str, Any], line: str) -> 
         variables["muster_ports_extra"]["ray_client"]["at"] = ["server"]
     found = problems(server1=variables)
     assert len(found) == 1 and found[0].startswith(line), found
+
+
+def test_one_shared_storage_and_not_two(problems: Problems) -> None:
+    assert problems(serving("head"), all={"storage_server_path": "/srv/files"}) == []
+    (line,) = problems(serving("head"), server1={"storage_path": "/srv/share"})
+    assert line.startswith(
+        "server1: storage_path is '/srv/share', and head is in storage_server. Fix: keep one of them"
+    )
+    (line,) = problems(serving("head"), head={"storage_server_path": "files"})
+    assert line.startswith("head: storage_server_path is 'files'. Fix: give the whole path of a folder")
 
 
 @pytest.mark.parametrize(
@@ -215,6 +243,36 @@ def test_command_line(problems: Problems, extra: dict[str, str], line: str) -> N
 def test_messages(problems: Problems, variables: dict[str, Any], line: str) -> None:
     found = problems(head=variables)
     assert len(found) == 1 and found[0].startswith(f"head: {line}") and "secret" not in found[0], found
+
+
+@pytest.mark.parametrize(
+    ("profile", "models", "line"),
+    [
+        (
+            "ml",
+            [{"name": "a", "hub": "b/a", "replica": 2}],
+            "llm_models: models.0.replica: Extra inputs are not permitted",
+        ),
+        ("ml", [{"name": "a"}], "llm_models: models.0: a: give either path, a folder, or hub, an id"),
+        ("ml", "a", "llm_models: models: Input should be a valid list"),
+        (
+            "core",
+            [{"name": "a", "hub": "b/a"}],
+            "llm_models needs more than the core image has. Fix: set node_image_profile",
+        ),
+    ],
+)
+def test_language_models(problems: Problems, profile: str, models: Any, line: str) -> None:
+    found = problems(head={"node_image_profile": profile, "llm_models": models})
+    assert len(found) == 1 and found[0].startswith(f"head: {line}"), found
+
+
+def test_language_models_that_are_right(problems: Problems) -> None:
+    models = [
+        {"name": "a", "hub": "b/a", "replicas": {"min": 1, "max": 4}},
+        {"name": "c", "path": "/srv/muster/models/c"},
+    ]
+    assert problems(head={"node_image_profile": "ml", "llm_models": models}) == []
 
 
 def test_messages_may_go_everywhere_or_nowhere(problems: Problems) -> None:

@@ -88,12 +88,13 @@ def test_a_server_that_does_not_see_the_share_is_told(tmp_path: Path, monkeypatc
     )
     assert smoke.shared([], 1) == [
         "c is gone",
-        "b/w does not see what the head wrote to storage_path: mount the same there",
+        "b/w does not see what the head wrote to the shared storage: mount the same storage_path there, "
+        "or see on its host what `ls /srv/muster/` says",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     monkeypatch.setenv("MUSTER_DATA", str(tmp_path / "file"))
     (line,) = smoke.shared([], 1)
-    assert line.startswith("storage_path cannot be written by user ") and "Not a directory" in line
+    assert line.startswith("the shared storage cannot be written by user ") and "Not a directory" in line
 
 
 def test_imports_are_cheap() -> None:

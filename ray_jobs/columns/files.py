@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_jobs import guests, outcome
+from ray_jobs import command, figures, guests, outcome
 from ray_jobs.columns.rows import ENDINGS
 from ray_jobs.command import JobError
 
@@ -44,13 +44,10 @@ def on_ray(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], not
     import ray
 
     # It bears repetition, but the files are on the shared storage, which laptops do not have.
-    remote = ray.remote(function).options(**guests.at_home(retries=5, scheduling_strategy="SPREAD"))
+    remote = ray.remote(figures.carried(function)).options(**guests.at_home(retries=5, scheduling_strategy="SPREAD"))
     waiting = asked = [remote.remote(*each) for each in arguments]
     while waiting:
         _, waiting = ray.wait(waiting)
         outcome.progress(len(asked) - len(waiting), len(asked), f"files {note}")
-    try:
-        found: list[T] = ray.get(asked)
-    except ray.exceptions.RayTaskError as error:
-        raise JobError(str(error.cause)) from error
+    found: list[T] = command.returned(asked)
     return found

@@ -25,6 +25,10 @@ def ray_here() -> Iterator[None]:
     import ray
 
     # One of its own, whatever else runs on this machine.
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=500 * 2**20)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=500 * 2**20,
+        # Figures come and go faster than in 10 s.
+        _system_config={"metrics_report_interval_ms": 1000},
+    )  # fmt: skip
     yield
     ray.shutdown()

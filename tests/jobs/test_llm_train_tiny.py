@@ -133,7 +133,7 @@ def test_neither_tokenizer_nor_model_is_shown_what_is_held_out(text: Path, monke
     monkeypatch.setattr(tiny_lm, "steps", learns)
     recipe = Recipe(**{**SMALL, "steps": 1})
     learn, held = "one two three four " * 200, "five six seven eight " * 50
-    made = lm_training.train(recipe, learn, held, Place("run"), lambda *said: None)
+    made = lm_training.train(recipe, learn, held, Place("run"), lambda *said, **shown: None)
     assert seen == [learn, made["train_tokens"]]
     tokenizer = learn_tokens(learn, recipe.vocabulary)
     assert made["train_tokens"] == len(tiny_lm.encode(tokenizer, learn))
@@ -144,7 +144,7 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The run ends when it has done so many steps, as when its process is killed; what it told is kept."""
     told: list[float] = []
 
-    def progress(done: float, total: float, note: str = "") -> None:
+    def progress(done: float, total: float, note: str = "", **shown: float) -> None:
         told.append(done)
         if done == steps:
             raise RuntimeError("killed")
@@ -193,7 +193,9 @@ def test_a_model_that_is_there_is_never_written_over(text: Path, store: Path) ->
     # One that came while this one trained, too.
     place = Place("another", model=Path(first.model))
     with pytest.raises(command.JobError, match="cannot be written"):
-        lm_training.train(Recipe(**{**SMALL, "steps": 1}), "a b c " * 500, "a b " * 99, place, lambda *said: None)
+        lm_training.train(
+            Recipe(**{**SMALL, "steps": 1}), "a b c " * 500, "a b " * 99, place, lambda *said, **shown: None
+        )
     assert (Path(first.model) / "muster.json").read_text() == before
     assert names(Path(first.model).parent) == {"latest", "v1"}
 
@@ -260,7 +262,7 @@ def test_it_imports_nothing_heavy() -> None:
 
 
 def waits_until_seen(path: Path, tell: lm_training.Tell) -> str:
-    tell(1, 2, "half")
+    tell(1, 2, "half", loss=0.25)
     deadline = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < deadline, "nobody saw how far it is"
@@ -271,13 +273,13 @@ def waits_until_seen(path: Path, tell: lm_training.Tell) -> str:
 def test_how_far_it_is_is_seen_while_it_works(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
 
-    def progress(*what: Any) -> None:
-        said.append(what)
+    def progress(*what: Any, **shown: float) -> None:
+        said.append((what, shown))
         (tmp_path / "seen").touch()
 
     monkeypatch.setattr(outcome, "progress", progress)
     assert afar.call(waits_until_seen, tmp_path / "seen", cpus=1) == afar.here()
-    assert said == [(1, 2, "half")]
+    assert said == [((1, 2, "half"), {"loss": 0.25})]
 
 
 def dies_once(recipe: Recipe, learn: str, held: str, place: Place, tell: lm_training.Tell) -> dict[str, Any]:
@@ -285,11 +287,11 @@ def dies_once(recipe: Recipe, learn: str, held: str, place: Place, tell: lm_trai
     assert place.checkpoint
     mark = place.checkpoint.with_name("died")
 
-    def told(done: float, total: float, note: str) -> None:
+    def told(done: float, total: float, note: str, **shown: float) -> None:
         if done == STOPPED and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        tell(done, total, note)
+        tell(done, total, note, **shown)
 
     return lm_training.train(recipe, learn, held, place, told)
 

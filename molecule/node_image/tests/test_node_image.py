@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "molecule/shared"))
 from canary import on  # noqa: E402
 
 EMPTY_TAR = bytes(10240)
+
+# A task asks for a wheel of this folder; it says what it found, and where the image's libraries came from.
+ASKS_FOR_A_WHEEL = """
+import ray, zipfile
+
+with zipfile.ZipFile("/tmp/vat-1.0-py3-none-any.whl", "w") as wheel:
+    wheel.writestr("vat.py", "RATE = 19")
+    wheel.writestr("vat-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: vat\\nVersion: 1.0\\n")
+    wheel.writestr("vat-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+    wheel.writestr("vat-1.0.dist-info/RECORD", "")
+
+def look():
+    import numpy, vat
+    return vat.RATE, numpy.__file__
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+offline = {"packages": ["vat"], "pip_install_options": ["--no-index", "--find-links=/tmp"]}
+print(*ray.get(ray.remote(look).options(runtime_env={"pip": offline}).remote()))
+"""
 
 
 def images(host: str) -> list[str]:
@@ -54,14 +76,32 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 
 def test_nothing_of_the_build_is_left_in_the_image() -> None:
-    left = "ls -d /build /tmp/apt.list /usr/local/share/ca-certificates/* /usr/bin/gcc /opt/venv/bin/uv"
+    left = "ls -d /build /tmp/apt.list /usr/bin/gcc /usr/bin/pip /usr/local/bin/pip /usr/local/bin/uv"
     assert in_image("sh", "-c", f"{left} 2>/dev/null || true").strip() == ""
 
 
 def test_python_is_compiled_for_a_user_who_cannot_write_it() -> None:
     code = "import ray, os, glob; print(len(glob.glob(os.path.dirname(ray.__file__) + '/__pycache__/*.pyc')))"
     assert int(in_image("python", "-c", code)) > 10
-    assert "denied" in in_image("sh", "-c", "touch /opt/venv/x 2>&1 || true")
+    assert "denied" in in_image("sh", "-c", "touch $(python -c 'import ray; print(ray.__file__)') 2>&1 || true")
+
+
+def test_a_task_brings_a_library_of_its_own_and_none_of_the_image_is_copied_for_it() -> None:
+    rate, numpy = in_image("python", "-c", ASKS_FOR_A_WHEEL).split()[-2:]
+    assert rate == "19"
+    assert numpy == in_image("python", "-c", "import numpy; print(numpy.__file__)").strip()
+
+
+def test_jobs_trust_the_authorities_that_the_build_trusts() -> None:
+    machine = subprocess.run([sys.executable, ROOT / "inventory/lab/machine.py"], capture_output=True, check=True)
+    bundle = json.loads(machine.stdout)["all"]["vars"]["muster_extra_ca"]
+    if not bundle:
+        pytest.skip("this machine has no authorities of its own: MUSTER_EXTRA_CA")
+    certificates = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+    wanted = set(certificates.findall(Path(bundle).expanduser().read_text()))
+    assert wanted
+    for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        assert wanted <= set(certificates.findall(in_image("sh", "-c", f'cat "${variable}"')))
 
 
 def test_old_images_leave_a_host_when_a_new_one_comes() -> None:

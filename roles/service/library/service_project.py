@@ -266,6 +266,8 @@ class Project:
         loaded, params = self.path / LOADED, self.module.params
         if self.module.check_mode or (loaded.is_file() and loaded.read_text() == revision):
             return
+        # Should it fail nobody knows what the container has read, not even when the old files come back.
+        loaded.unlink(missing_ok=True)
         code, out, error = self.run(
             str(self.docker), "compose", "--project-directory", str(self.path), "exec", "-T", params["reload_service"],
             *params["reload_command"], stdin=params["reload_input"],

@@ -1,0 +1,79 @@
+"""Each job of the library as a user starts it: `muster run`, through the gateway, on servers with the ml image."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+from ray_lab import ROOT, Lab
+
+from ray_jobs import library
+
+LAB = Lab("jobs")
+HERE = "/srv/muster"
+MODELS = f"models={HERE}/models"
+# In this order: some need what others leave.
+RUNS = {
+    "hello": ["tasks=20"],
+    "benchmark": ["rounds=1", "size_mb=16", "tasks=50"],
+    "process": [f"source={HERE}/datasets/raw", f"target={HERE}/datasets/typed", 'computed={"total": "price * number"}'],
+    "train_forest": ["trees=20", MODELS],
+    "train_boosted": [f"data={HERE}/datasets/typed", "target=total", "task=regression", "rounds=20", MODELS],
+    "train_torch": ["epochs=3", "workers=2", MODELS],
+    "tune": ["kind=boosted", "trials=3", "rounds=20", MODELS],
+    "predict": [f"model={HERE}/models/boosted/latest", f"data={HERE}/datasets/typed", f"target={HERE}/results/said"],
+    "montecarlo": ["paths=200000"],
+    "rl": ["iterations=2", "batch=500", "runners=1", "episodes=5"],
+    "llm_train_tiny": ["steps=20", "layers=1", "width=32", "heads=2", "vocabulary=300", "context=32"],
+    "llm_serve": ["model=tiny"],
+}
+
+
+def muster(*words: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "muster.cli", *words, "--json", *LAB.inventory],
+        cwd=ROOT, env=LAB.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def run(job: str, *parameters: str) -> dict[str, Any]:
+    return muster("run", job, *(part for pair in parameters for part in ("-p", pair)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data() -> None:
+    rows = "".join(f"{number % 7 + 0.5},{number % 11},{'abc'[number % 3]}\n" for number in range(3000))
+    script = "mkdir -p /srv/share/datasets/raw; cat > /srv/share/datasets/raw/a.csv; chown -R 10077 /srv/share/datasets"
+    LAB.on("server1", "sh", "-c", script, stdin=f"price,number,kind\n{rows}")
+
+
+def test_every_job_is_here() -> None:
+    assert list(RUNS) == list(library.NAMES)
+
+
+@pytest.mark.parametrize("job", RUNS)
+def test_a_job_runs(job: str) -> None:
+    said = run(job, *RUNS[job])
+    newest = LAB.on("head", "sh", "-c", f"cat $(ls -d /srv/share/results/{job}/*/run.json | tail -n 1)")
+    about = json.loads(newest)
+    assert about["state"] == "succeeded" and about["metrics"] == said
+    # Its own process was on a server that is not the head.
+    assert about["host"].startswith("server1"), about["host"]
+
+
+def test_a_model_that_was_trained_here_talks() -> None:
+    """After the jobs above, by the door that they opened."""
+    said = muster("chat", "tiny", "--once", "The statement", "--max-tokens", "8")
+    assert said["text"] and said["tokens"] == 8, said
+    # Its replica is on the server that has CPUs, and never on the head.
+    assert said["node"] == "server1/worker-1", said
+    assert run("llm_serve", "stop=true")["route"] is None

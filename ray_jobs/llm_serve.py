@@ -1,0 +1,158 @@
+"""Serve language models to OpenAI's clients: on servers, as many replicas as are wanted, until it is told to stop.
+
+muster run llm_serve -p model=tiny                 # of llm_train_tiny, or another folder in models/
+muster run llm_serve -p models='[{"name": "gpt2", "hub": "openai-community/gpt2", "replicas": 2}]'
+muster run llm_serve -p stop=true
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from ray_jobs import afar, command, outcome, serving
+from ray_jobs.command import JobError
+from ray_jobs.llm import config
+from ray_jobs.llm.config import APP, ROUTE, Model
+from ray_jobs.models import Name
+
+LOOK = 1.0
+# Where models of language are on the shared storage: those of llm_train_tiny first.
+FOLDERS = ("models/llm", "models")
+
+
+class Serving(command.Parameters):
+    """What to serve from now on, instead of what is served; models in a list, or one by its name."""
+
+    models: list[Model] = Field(default=[], description="as docs/jobs.md says: name, path or hub, replicas, batch ...")
+    model: Name | None = Field(default=None, description="the latest of this name on the shared storage")
+    replicas: int = Field(default=1, ge=1, le=1000, description="of `model`")
+    cpus: int = Field(default=1, ge=1, le=256, description="of each replica of `model`")
+    stop: bool = Field(default=False, description="end it")
+
+
+class Served(BaseModel):
+    """What is served where."""
+
+    route: str | None = Field(description="below Serve's door on the head; none: it is stopped")
+    models: dict[str, int] = Field(description="replicas by model")
+    seconds: float
+
+
+def latest(name: str) -> str:
+    """The folder of a model's latest version: that very one, so that all replicas have the same."""
+    data = os.environ.get("MUSTER_DATA")
+    if not data:
+        raise JobError("model: there is no shared storage (MUSTER_DATA) to find it on: give models with path or hub")
+    for folder in FOLDERS:
+        found = Path(data, folder, name, "latest")
+        if (found / "config.json").is_file():
+            return os.fspath(found.resolve())
+    there = sorted(
+        {path.parent.parent.name for folder in FOLDERS for path in Path(data, folder).glob("*/latest/config.json")}
+    )
+    raise JobError(f"model: there is no {name}; there are {', '.join(there) or 'none: run llm_train_tiny'}")
+
+
+def wanted(parameters: Serving) -> config.Config:
+    """All that is to be served, checked as far as this host can."""
+    if bool(parameters.models) == bool(parameters.model):
+        raise JobError("give either models, a list, or model, the name of one (or stop=true)")
+    models = list(parameters.models)
+    if parameters.model:
+        values = {"name": parameters.model, "path": latest(parameters.model), "replicas": parameters.replicas}
+        models = config.check({"models": [{**values, "cpus": parameters.cpus}]}).models
+    for model in models:
+        if model.path and not (Path(model.path) / "config.json").is_file():
+            raise JobError(f"{model.name}: {model.path} holds no config.json, as from_pretrained needs it")
+    return config.check({"models": [model.model_dump() for model in models]})
+
+
+def room(wanted: config.Config) -> None:
+    """Say now what no server can hold; what only waits for a CPU is Ray's to wait for."""
+    most = afar.largest()
+    for model in wanted.models:
+        if "class" not in model.labels and model.cpus > most:
+            raise JobError(f"{model.name}: {model.cpus} CPUs are wanted of one server, the largest has {most:g}")
+
+
+def follow(application: str, total: int) -> dict[str, int]:
+    """Wait until all replicas are there, and say how many are."""
+    from ray import serve
+
+    said = None
+    while True:
+        found: Any = serve.status().applications.get(application)
+        if found is None:
+            raise JobError(f"{application}: it was stopped while it started")
+        running = {
+            name: about.replica_states.get("RUNNING", 0)
+            for name, about in found.deployments.items()
+            if name.startswith("model-")
+        }
+        now = (min(sum(running.values()), total), total, str(found.status.value).lower())
+        if now != said:
+            outcome.progress(*now)
+            said = now
+        if found.status == "RUNNING":
+            return running
+        if found.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            why = [about.message for about in found.deployments.values() if about.status != "HEALTHY" and about.message]
+            # Serve's text of it is a traceback, whose last line is what was said.
+            lines = [line.strip() for line in (why or [found.message])[0].splitlines() if line.strip()]
+            raise JobError(f"{application}: {found.status.value.lower()}: {lines[-1] if lines else 'see its log'}")
+        time.sleep(LOOK)
+
+
+def run(parameters: Serving, local: bool = False) -> Served:
+    """Deploy it, and wait until it answers; or end it."""
+    if local:
+        raise JobError("llm_serve works on a cluster only: leave --local out")
+    command.needs("fastapi", "ray")
+    start = time.perf_counter()
+    if parameters.stop:
+        from ray import serve
+
+        if APP in serve.status().applications:
+            serve.delete(APP)
+        return Served(route=None, models={}, seconds=round(time.perf_counter() - start, 3))
+    command.needs("torch", "transformers", "tokenizers")
+    found = wanted(parameters)
+    room(found)
+
+    from ray import serve
+    from ray.serve.api import RunTarget
+
+    from ray_jobs.llm import api
+
+    application = api.build(found.model_dump())
+    serving.start()
+    new = APP not in serve.status().applications
+    serve.run_many([RunTarget(application, name=APP, route_prefix=ROUTE)], wait_for_applications_running=False)
+    try:
+        running = follow(APP, sum(model.replicas.min for model in found.models))
+    except JobError:
+        if new:
+            # Nobody used it yet, and Serve would try for ever.
+            serve.delete(APP)
+        raise
+    replicas = {model.name: running.get(model.deployment, 0) for model in found.models}
+    return Served(route=ROUTE, models=replicas, seconds=round(time.perf_counter() - start, 3))
+
+
+def show(served: Served) -> str:
+    """The answer for people."""
+    if served.route is None:
+        return "llm is stopped"
+    lines = [f"{name}: {count} replica{'s' * (count != 1)}" for name, count in served.models.items()]
+    return "\n".join([*lines, f"{served.route}/v1 after {served.seconds:.0f} s"])
+
+
+JOB = command.Job("llm_serve", __doc__ or "", Serving, run, show)
+
+if __name__ == "__main__":
+    raise SystemExit(JOB.main())
