@@ -352,9 +352,12 @@ class Terminal:
 
     def __init__(self, *words: str) -> None:
         self.master, slave = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm"}
+        # As the runner of all tests sets it.
+        environment.pop("NO_COLOR", None)
         self.child = subprocess.Popen(
             [sys.executable, "-m", "muster.cli", "chat", *words],
-            cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             preexec_fn=seated,
         )  # fmt: skip
         os.close(slave)

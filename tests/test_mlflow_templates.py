@@ -70,7 +70,7 @@ def test_it_is_limited_unprivileged_and_says_whether_it_is_well(
     assert command[:2] == ["mlflow", "server"]
     assert {"--host=10.0.0.80", "--port=5050", "--static-prefix=/mlflow", "--allowed-hosts=10.0.0.80:5050",
             "--artifacts-destination=/srv/muster/mlartifacts"} <= set(command)  # fmt: skip
-    assert "/srv/share:/srv/muster" in service["volumes"]
+    assert "/srv/share:/srv/muster:rslave" in service["volumes"]
 
 
 def test_jobs_on_servers_know_of_it_and_laptops_do_not(
