@@ -111,7 +111,9 @@ def check(folder: Path, cpus: float) -> None:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, JobError):
             raise error.cause from None
-        raise JobError(f"model: {folder} cannot be used: {error.cause}") from error
+        # XGBoost adds its own stack.
+        why = (str(error.cause).splitlines() or [type(error.cause).__name__])[0]
+        raise JobError(f"model: {folder} cannot be used: {why}") from error
 
 
 def deploy(parameters: Serving, folder: Path) -> None:

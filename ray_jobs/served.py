@@ -1,7 +1,6 @@
 """A saved model behind Ray Serve: what runs in each replica. Needs the libraries of the `ml` image."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: Ray sends this class by its code, and FastAPI would not find what words mean.
 import asyncio
 import time
 from pathlib import Path
