@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+from celery_lab import secret
 from ray_lab import ROOT, Lab
 
 from ray_jobs import library
@@ -28,6 +29,7 @@ RUNS = {
     "train_torch": ["epochs=3", "workers=2", MODELS],
     "tune": ["kind=boosted", "trials=3", "rounds=20", MODELS],
     "predict": [f"model={HERE}/models/boosted/latest", f"data={HERE}/datasets/typed", f"target={HERE}/results/said"],
+    "serve_model": ["model=boosted", "cpus=0.1"],
     "montecarlo": ["paths=200000"],
     "rl": ["iterations=2", "batch=500", "runners=1", "episodes=5"],
     "llm_train_tiny": ["steps=20", "layers=1", "width=32", "heads=2", "vocabulary=300", "context=32"],
@@ -60,6 +62,39 @@ def test_every_job_is_here() -> None:
     assert list(RUNS) == list(library.NAMES)
 
 
+def served_by_the_gateway() -> None:
+    """As a program asks it, with a person's token."""
+    rows = json.dumps({"rows": [{"price": 2.5, "number": 4, "kind": "a"}]})
+    ask = (
+        "curl",
+        "-sS",
+        "--cacert",
+        "/etc/muster/pki/ca.crt",
+        "-d",
+        rows,
+        "https://172.30.87.10/serve/boosted/predict",
+    )
+    assert "predictions" not in LAB.on("server1", *ask)
+    (said,) = json.loads(LAB.on("server1", *ask, "-H", f"Authorization: Bearer {secret('gateway_admin_token')}"))[
+        "predictions"
+    ]
+    assert abs(said - 10) < 5
+    assert run("serve_model", "model=boosted", "stop=true")["served"] == []
+
+
+def talks() -> None:
+    """The model that was trained here, by the door that was opened here."""
+    said = muster("chat", "tiny", "--once", "The statement", "--max-tokens", "8")
+    assert said["text"] and said["tokens"] == 8, said
+    # Its replica is on the server that has CPUs, and never on the head.
+    assert said["node"] == "server1/worker-1", said
+    assert run("llm_serve", "stop=true")["route"] is None
+
+
+# What is there once the job is through.
+USED = {"serve_model": served_by_the_gateway, "llm_serve": talks}
+
+
 @pytest.mark.parametrize("job", RUNS)
 def test_a_job_runs(job: str) -> None:
     said = run(job, *RUNS[job])
@@ -68,12 +103,5 @@ def test_a_job_runs(job: str) -> None:
     assert about["state"] == "succeeded" and about["metrics"] == said
     # Its own process was on a server that is not the head.
     assert about["host"].startswith("server1"), about["host"]
-
-
-def test_a_model_that_was_trained_here_talks() -> None:
-    """After the jobs above, by the door that they opened."""
-    said = muster("chat", "tiny", "--once", "The statement", "--max-tokens", "8")
-    assert said["text"] and said["tokens"] == 8, said
-    # Its replica is on the server that has CPUs, and never on the head.
-    assert said["node"] == "server1/worker-1", said
-    assert run("llm_serve", "stop=true")["route"] is None
+    if job in USED:
+        USED[job]()
