@@ -20,7 +20,7 @@ from ray_jobs.llm import config
 from ray_jobs.llm.config import APP, ROUTE, Model
 from ray_jobs.models import Name
 
-LOOK = 1.0
+LOOK, PATIENCE = 1.0, 30.0
 # Where models of language are on the shared storage: those of llm_train_tiny first.
 FOLDERS = ("models/llm", "models")
 
@@ -40,6 +40,7 @@ class Served(BaseModel):
 
     route: str | None = Field(description="below Serve's door on the head; none: it is stopped")
     models: dict[str, int] = Field(description="replicas by model")
+    changed: bool = Field(description="no: this very thing was served already")
     seconds: float
 
 
@@ -80,6 +81,16 @@ def room(wanted: config.Config) -> None:
             raise JobError(f"{model.name}: {model.cpus} CPUs are wanted of one server, the largest has {most:g}")
 
 
+def served(wanted: config.Config) -> bool:
+    """Whether this very thing runs already. What vLLM serves does not say."""
+    from ray import serve
+
+    there = serve.status().applications.get(APP)
+    if there is None or there.status != "RUNNING" or wanted.models[0].engine == "vllm":
+        return False
+    return bool(serve.get_app_handle(APP).digest.remote().result(timeout_s=PATIENCE) == wanted.digest)
+
+
 def follow(application: str, total: int) -> dict[str, int]:
     """Wait until all replicas are there, and say how many are."""
     from ray import serve
@@ -117,9 +128,9 @@ def run(parameters: Serving, local: bool = False) -> Served:
     if parameters.stop:
         from ray import serve
 
-        if APP in serve.status().applications:
+        if there := APP in serve.status().applications:
             serve.delete(APP)
-        return Served(route=None, models={}, seconds=round(time.perf_counter() - start, 3))
+        return Served(route=None, models={}, changed=there, seconds=round(time.perf_counter() - start, 3))
     command.needs("torch", "transformers", "tokenizers")
     found = wanted(parameters)
     room(found)
@@ -129,10 +140,11 @@ def run(parameters: Serving, local: bool = False) -> Served:
 
     from ray_jobs.llm import api
 
-    application = api.build(found.model_dump())
-    serving.start()
     new = APP not in serve.status().applications
-    serve.run_many([RunTarget(application, name=APP, route_prefix=ROUTE)], wait_for_applications_running=False)
+    if changed := new or not served(found):
+        serving.start()
+        application = api.build(found.model_dump())
+        serve.run_many([RunTarget(application, name=APP, route_prefix=ROUTE)], wait_for_applications_running=False)
     try:
         running = follow(APP, sum(model.replicas.min for model in found.models))
     except JobError:
@@ -141,7 +153,7 @@ def run(parameters: Serving, local: bool = False) -> Served:
             serve.delete(APP)
         raise
     replicas = {model.name: running.get(model.deployment, 0) for model in found.models}
-    return Served(route=ROUTE, models=replicas, seconds=round(time.perf_counter() - start, 3))
+    return Served(route=ROUTE, models=replicas, changed=changed, seconds=round(time.perf_counter() - start, 3))
 
 
 def show(served: Served) -> str:

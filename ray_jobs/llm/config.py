@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ray_jobs import afar, guests
 from ray_jobs.command import JobError, mistakes
+from ray_jobs.library import code_hash
 
 # The application in Serve, and where its paths begin.
 APP = "llm"
@@ -137,6 +139,11 @@ class Config(Checked):
         if len(engines := sorted({model.engine for model in self.models})) > 1:
             raise ValueError(f"one application has one engine, not {' and '.join(engines)}: leave one kind out")
         return self
+
+    @property
+    def digest(self) -> str:
+        """All this with the code that serves it, as one word."""
+        return hashlib.sha256(f"{code_hash()} {self.model_dump_json()}".encode()).hexdigest()[:12]
 
 
 def check(values: Mapping[str, Any]) -> Config:

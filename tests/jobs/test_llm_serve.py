@@ -87,17 +87,19 @@ class Served:
         self.log.close()
 
 
+def wanted(served: Served) -> list[dict[str, Any]]:
+    return [
+        {"name": "two", "path": served.model, "replicas": 2, "max_tokens": LONG},
+        {"name": "narrow", "path": served.model, "batch": 1, "queue": 1, "max_tokens": LONG, "chat": "template"},
+    ]
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     found = Served(tmp_path_factory.mktemp("llm"))
     try:
-        said = found.run(
-            models=[
-                {"name": "two", "path": found.model, "replicas": 2, "max_tokens": LONG},
-                {"name": "narrow", "path": found.model, "batch": 1, "queue": 1, "max_tokens": LONG, "chat": "template"},
-            ]
-        )
-        assert said.get("models") == {"two": 2, "narrow": 1}, said
+        said = found.run(models=wanted(found))
+        assert said.get("models") == {"two": 2, "narrow": 1} and said["changed"], said
         assert any('"done":3,"total":3' in line for line in found.said), found.said
         yield found
     finally:
@@ -230,6 +232,19 @@ def test_who_leaves_frees_a_place_and_one_too_many_is_told_to_wait(served: Serve
         impatient.completions.create(model="narrow", prompt=PROMPT, temperature=0, max_tokens=LONG)
     served.until(lambda: served.status("narrow")["running"] == 0, "its place is not free")
     assert served.status("narrow")["replicas"][0]["tokens"] - spoken < LONG, "nobody listened, and it spoke on"
+
+
+def test_what_is_served_already_is_left_alone(served: Served) -> None:
+    def replicas() -> set[str]:
+        return {one["replica"] for model in ("two", "narrow") for one in served.status(model)["replicas"]}
+
+    before = replicas()
+    assert served.run(models=wanted(served))["changed"] is False
+    assert replicas() == before and len(before) == 3
+    two, narrow = wanted(served)
+    assert served.run(models=[two, {**narrow, "max_tokens": 7}])["changed"]
+    with pytest.raises(openai.BadRequestError, match="narrow gives 7 at most"):
+        served.say(model="narrow", max_tokens=8)
 
 
 def test_bad_models_change_nothing_and_stop_ends_it(served: Served) -> None:

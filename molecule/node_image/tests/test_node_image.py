@@ -114,7 +114,7 @@ def test_old_images_leave_a_host_when_a_new_one_comes() -> None:
     on(host, "docker", "rmi", current)
     try:
         subprocess.run(
-            ["ansible-playbook", "--inventory=inventory/lab/groups.yml",
+            ["ansible-playbook", "--inventory=inventory/lab/groups.yml", "--inventory=inventory/lab/machine.py",
              "--inventory=molecule/node_image/inventory/hosts.yml", "--limit=server1", "playbooks/images.yml"],
             cwd=ROOT, check=True, capture_output=True,
             env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "MOLECULE_SCENARIO_NAME": "node_image"},
