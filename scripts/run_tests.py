@@ -89,7 +89,7 @@ def unit_checks() -> list[Check]:
 def jobs_checks() -> list[Check]:
     """The library's jobs with a real Ray on this machine and the libraries of the ml image."""
     python = os.environ.get("JOBS_PYTHON", str(ROOT / ".venv-jobs/bin/python"))
-    return [Check("jobs", [python, "-m", "pytest", "-q", "tests/jobs"], 1800)]
+    return [Check("jobs", [python, "-m", "pytest", "-q", "tests/jobs"], 2700)]
 
 
 def delivery_checks(after: tuple[str, ...] = ()) -> list[Check]:

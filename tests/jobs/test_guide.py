@@ -212,7 +212,7 @@ def test_what_it_says_of_pip_is_so() -> None:
     asked = [json.loads(code) for code in re.findall(r"`(\{\"pip\"[^`]+)`", WORDS)]
     assert [RuntimeEnv(**one).pip_config()["packages"] for one in asked] == [["vat"], ["vat"]]
     shared = yaml.safe_load((ROOT / "group_vars/all/storage.yml").read_text())["storage_volumes"]
-    assert ":/srv/muster'" in shared
+    assert ":/srv/muster:" in shared
     assert asked[1]["pip"]["pip_install_options"] == ["--no-index", "--find-links=/srv/muster/wheels"]
     for path in ROOT.glob("images/node/*.txt"):
         assert re.search(r"^virtualenv==", path.read_text(), re.MULTILINE), path

@@ -82,8 +82,18 @@ def served_by_the_gateway() -> None:
     assert run("serve_model", "model=boosted", "stop=true")["served"] == []
 
 
+def by_inventory() -> str:
+    """The recap of what site.yml does for llm_models."""
+    models = {"llm_models": [{"name": "tiny", "path": f"{HERE}/models/llm/tiny/latest"}]}
+    return subprocess.run(
+        ["ansible-playbook", *LAB.inventory, "playbooks/llm.yml", "-e", json.dumps(models)],
+        cwd=ROOT, env=LAB.environment, capture_output=True, text=True, check=True,
+    ).stdout.partition("PLAY RECAP")[2]  # fmt: skip
+
+
 def talks() -> None:
     """The model that was trained here, by the door that was opened here."""
+    assert "changed=1" in by_inventory() and "changed=0" in by_inventory()
     said = muster("chat", "tiny", "--once", "The statement", "--max-tokens", "8")
     assert said["text"] and said["tokens"] == 8, said
     # Its replica is on the server that has CPUs, and never on the head.
