@@ -25,7 +25,8 @@ SWEEP_EVERY = 3_600
 LOOK, SAY, ASK, SILENT = 0.25, 5.0, 2.0, 15.0
 # Seconds for running tasks when the container is told to stop; of any time to end, the last one is for Ray itself.
 STOP, LAST = 10.0, 1.0
-SUBREAPER = 36
+# Of prctl: orphans become children of this process; this process gets a signal when its parent ends.
+SUBREAPER, PARENT_DIES = 36, 1
 PID_IN_NAME = re.compile(r"[-_](\d+)\.(?:log|out|err)$")
 
 
@@ -82,9 +83,10 @@ def wait_for(address: str) -> None:
 
 
 def fork_sweeper(root: Path, days: float) -> int:
-    """Sweep once an hour beside Ray; it ends with the container. Its pid."""
+    """Sweep once an hour beside Ray; it ends with what started it. Its pid."""
     if pid := os.fork():
         return pid
+    ctypes.CDLL(None).prctl(PARENT_DIES, signal.SIGKILL, 0, 0, 0)
     while True:
         time.sleep(SWEEP_EVERY)
         try:
