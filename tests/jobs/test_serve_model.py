@@ -317,6 +317,7 @@ finally:
 """
 
 
+@pytest.mark.skipif("SOAK" not in os.environ, reason="a cluster of its own takes a minute")
 def test_replicas_are_on_servers_only(folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

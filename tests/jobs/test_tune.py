@@ -155,7 +155,10 @@ def test_ray_finds_and_keeps_the_best_though_a_trial_is_killed_and_one_fails(
     assert told and '"done":8,"total":8' in told[-1]
 
 
-@pytest.mark.parametrize("where", ["here", "ray"])
+SOAKED = pytest.mark.skipif("SOAK" not in os.environ, reason="takes a minute; what goes on is the same code")
+
+
+@pytest.mark.parametrize("where", ["here", pytest.param("ray", marks=SOAKED)])
 def test_killed_it_goes_on_after_the_trials_that_have_ended(
     request: pytest.FixtureRequest, data: str, kept: Path, where: str
 ) -> None:
