@@ -30,6 +30,13 @@ def on_laptop(*, num_cpus: float = 1, **options: Any) -> dict[str, Any]:
     return {**options, "num_cpus": 0, "resources": resources, "max_retries": 0, "label_selector": selector}
 
 
+def servers() -> list[dict[str, Any]]:
+    """The nodes that Ray takes for alive and that are no laptops."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and node.get("Labels", {}).get("class") != LAPTOP]
+
+
 def laptops() -> float:
     """How many CPUs the laptops have that Ray takes for alive."""
     import ray

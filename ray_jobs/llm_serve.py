@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -20,7 +19,7 @@ from ray_jobs.llm import config
 from ray_jobs.llm.config import APP, ROUTE, Model
 from ray_jobs.models import Name
 
-LOOK, PATIENCE = 1.0, 30.0
+PATIENCE = 30.0
 # Where models of language are on the shared storage: those of llm_train_tiny first.
 FOLDERS = ("models/llm", "models")
 
@@ -91,32 +90,13 @@ def served(wanted: config.Config) -> bool:
     return bool(serve.get_app_handle(APP).digest.remote().result(timeout_s=PATIENCE) == wanted.digest)
 
 
-def follow(application: str, total: int) -> dict[str, int]:
+def follow(total: int) -> dict[str, int]:
     """Wait until all replicas are there, and say how many are."""
-    from ray import serve
-
-    said = None
-    while True:
-        found: Any = serve.status().applications.get(application)
-        if found is None:
-            raise JobError(f"{application}: it was stopped while it started")
-        running = {
-            name: about.replica_states.get("RUNNING", 0)
-            for name, about in found.deployments.items()
-            if name.startswith("model-")
-        }
-        now = (min(sum(running.values()), total), total, str(found.status.value).lower())
-        if now != said:
-            outcome.progress(*now)
-            said = now
-        if found.status == "RUNNING":
-            return running
-        if found.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            why = [about.message for about in found.deployments.values() if about.status != "HEALTHY" and about.message]
-            # Serve's text of it is a traceback, whose last line is what was said.
-            lines = [line.strip() for line in (why or [found.message])[0].splitlines() if line.strip()]
-            raise JobError(f"{application}: {found.status.value.lower()}: {lines[-1] if lines else 'see its log'}")
-        time.sleep(LOOK)
+    running: dict[str, int] = {}
+    for state, replicas in serving.follow(APP, APP):
+        running = {name: count for name, count in replicas.items() if name.startswith("model-")}
+        outcome.progress(min(sum(running.values()), total), total, state)
+    return running
 
 
 def run(parameters: Serving, local: bool = False) -> Served:
@@ -136,17 +116,14 @@ def run(parameters: Serving, local: bool = False) -> Served:
     room(found)
 
     from ray import serve
-    from ray.serve.api import RunTarget
 
     from ray_jobs.llm import api
 
     new = APP not in serve.status().applications
     if changed := new or not served(found):
-        serving.start()
-        application = api.build(found.model_dump())
-        serve.run_many([RunTarget(application, name=APP, route_prefix=ROUTE)], wait_for_applications_running=False)
+        serving.deploy(api.build(found.model_dump()), APP, ROUTE)
     try:
-        running = follow(APP, sum(model.replicas.min for model in found.models))
+        running = follow(sum(model.replicas.min for model in found.models))
     except JobError:
         if new:
             # Nobody used it yet, and Serve would try for ever.

@@ -23,7 +23,6 @@ from ray_jobs.models import Name
 PREFIX, DEPLOYMENT = "model-", "model"
 # A replica that is busier than this is given company, if there may be more.
 BUSY = 16
-LOOK = 0.5
 
 
 class Serving(command.Parameters):
@@ -107,10 +106,8 @@ def check(folder: Path, cpus: float) -> None:
     outcome.progress(0, 2, "the model is tried on a server")
     options = guests.at_home(num_cpus=cpus, retries=3) | {"label_selector": afar.SERVER}
     try:
-        ray.get(ray.remote(tried).options(**options).remote(os.fspath(folder)))
+        command.returned(ray.remote(tried).options(**options).remote(os.fspath(folder)))
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, JobError):
-            raise error.cause from None
         # XGBoost adds its own stack.
         why = (str(error.cause).splitlines() or [type(error.cause).__name__])[0]
         raise JobError(f"model: {folder} cannot be used: {why}") from error
@@ -118,9 +115,6 @@ def check(folder: Path, cpus: float) -> None:
 
 def deploy(parameters: Serving, folder: Path) -> None:
     """Ask Serve for it: where a version is served, the new one takes its place replica by replica."""
-    from ray import serve
-    from ray.serve.api import RunTarget
-
     from ray_jobs import served
 
     replica: Any = served.Model
@@ -138,38 +132,13 @@ def deploy(parameters: Serving, folder: Path) -> None:
         options["num_replicas"] = parameters.replicas
     name = str(parameters.model)
     application = replica.options(**options).bind(name, os.fspath(folder))
-    serving.start()
-    serve.run_many(
-        [RunTarget(application, name=PREFIX + name, route_prefix=f"/serve/{name}")], wait_for_applications_running=False
-    )
+    serving.deploy(application, PREFIX + name, f"/serve/{name}")
 
 
 def follow(name: str, replicas: int, seconds: float) -> None:
     """Wait until all replicas are of this version and answer."""
-    from ray import serve
-
-    deadline, said = time.monotonic() + seconds, None
-    while True:
-        application = serve.status().applications.get(PREFIX + name)
-        if application is None:
-            raise JobError(f"{name}: it was stopped while it started")
-        state = application.status.value
-        deployment = application.deployments.get(DEPLOYMENT)
-        running = deployment.replica_states.get("RUNNING", 0) if deployment else 0
-        now = (min(running, replicas), replicas, f"replicas; {state.lower()}")
-        if now != said:
-            outcome.progress(*now)
-            said = now
-        if state == "RUNNING":
-            return
-        message = (deployment.message if deployment else "") or application.message
-        # Serve's text of it is a traceback, whose last line is what was said.
-        last = ([line.strip() for line in message.splitlines() if line.strip()] or ["no word from Serve"])[-1]
-        if state in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise JobError(f"{name}: {state.lower()}: {last}")
-        if time.monotonic() > deadline:
-            raise JobError(f"{name}: not all replicas answer after {seconds:g} s, and Serve goes on trying: {last}")
-        time.sleep(LOOK)
+    for state, running in serving.follow(PREFIX + name, name, seconds):
+        outcome.progress(min(running.get(DEPLOYMENT, 0), replicas), replicas, f"replicas; {state}")
 
 
 def listing() -> list[Application]:

@@ -53,14 +53,8 @@ def worker(config: dict[str, Any]) -> None:
 
 def room(workers: int, node: str | None) -> None:
     """Stop with one clear line when no server has the CPUs: Ray would wait for them for ever."""
-    import ray
-
     # Workers talk over random ports, which the firewall shuts between hosts: they have to be on one.
-    places = {
-        item["NodeID"]: int(item["Resources"].get("CPU", 0))
-        for item in ray.nodes()
-        if item["Alive"] and item["Labels"].get("class") != guests.LAPTOP
-    }
+    places = {one["NodeID"]: int(one["Resources"].get("CPU", 0)) for one in guests.servers()}
     most = max(places.values(), default=0) if node is None else places.get(node, 0)
     if most >= workers:
         return

@@ -131,10 +131,7 @@ def training(parameters: Tune, settings: Mapping[str, Any]) -> train_boosted.Boo
 
 def places(wanted: int) -> int:
     """How many trials there is room for."""
-    import ray
-
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Labels"].get("class") != guests.LAPTOP]
-    cpus = int(sum(node["Resources"].get("CPU", 0) for node in nodes))
+    cpus = int(sum(node["Resources"].get("CPU", 0) for node in guests.servers()))
     if not cpus:
         raise JobError("no server has a CPU for trials: set ray_worker_cpus, or wait until one is back (muster nodes)")
     return min(wanted or cpus, cpus)
