@@ -132,8 +132,8 @@ def test_password_goes_to_a_server_that_is_known(
     worker(smtp_url=f"smtp://me:p%40ss@127.0.0.1:{port}")
     with mail_server(port, tls_context=context, auth_required=True) as box:
         task = app.send_task(MAIL, [["a@example.org"], "s", "t"])
-        until(lambda: task.state in ("SUCCESS", "RETRY"), "it was tried")
-    assert task.state == ("SUCCESS" if known else "RETRY")
+        # It may be at it again before anybody looks twice.
+        until(lambda: task.state == ("SUCCESS" if known else "RETRY"), "it was tried")
     assert box.logins == ([LoginPassword(b"me", b"p@ss")] if known else [])
     assert len(box.mails) == int(known)
 
