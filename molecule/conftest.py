@@ -1,6 +1,9 @@
-"""For the tests of all scenarios: a failing test comes with what its host has to say."""
+"""For the tests of all scenarios: a failing test comes with what its host has to say; some wait until it is quiet."""
 
+import os
+import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,22 @@ EVIDENCE = {
     "container logs": "for c in $(docker ps -aq 2>/dev/null); do docker logs --tail 15 $c 2>&1; done",
     "journal": "journalctl --no-pager --lines 30 --priority notice",
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "quiet: wants the machine for itself, for what it measures or breaks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What wants to be alone comes last."""
+    items.sort(key=lambda item: item.get_closest_marker("quiet") is not None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """make test says when nothing else runs; by hand nobody waits."""
+    quiet = os.environ.get("MUSTER_QUIET")
+    while quiet and item.get_closest_marker("quiet") and not Path(quiet).exists():
+        time.sleep(1)
 
 
 @pytest.hookimpl(wrapper=True)

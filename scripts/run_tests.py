@@ -36,9 +36,11 @@ AFTER = {
     "jobs": ("node_image",),
     "laptop_sleep": ("node_image",),
     "add_laptop": ("node_image",),
+    "cluster": ("node_image",),
 }
 ALONE = ("cluster",)
-FIRST = ("pki", "registry", "node_image")
+# The others' ground, then what takes longest: what is short fills the lanes to the end.
+FIRST = ("pki", "registry", "node_image", "add_laptop", "laptop_sleep", "jobs", "celery_worker", "cluster")
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Check:
     argv: list[str]
     limit: int
     after: tuple[str, ...] = ()
+    # Its tests wait (molecule/conftest.py) until nothing else runs; its hosts are made meanwhile.
     alone: bool = False
     beside: bool = False
     passed: int = 0
@@ -103,15 +106,13 @@ def scenario_checks(names: list[str] | None = None) -> list[Check]:
     for name in names or []:
         if name not in found:
             sys.exit(f"There is no scenario {name!r}. There are: {', '.join(found)}")
-    chosen = names or sorted(
-        found, key=lambda name: (name in ALONE, name not in FIRST, FIRST.index(name) if name in FIRST else 0, name)
-    )
+    chosen = names or [*FIRST, *(name for name in found if name not in FIRST)]
     keep = ["--destroy=never"] if os.environ.get("KEEP") else []
     return [
         Check(
             f"scenario:{name}",
             ["molecule", "-c", str(ROOT / ".config/molecule/config.yml"), "test", *keep, "-s", name],
-            3000 if name in ALONE else 1800,
+            4500 if name in ALONE else 1800,
             after=tuple(f"scenario:{other}" for other in AFTER.get(name, ())),
             alone=name in ALONE,
         )
@@ -120,7 +121,7 @@ def scenario_checks(names: list[str] | None = None) -> list[Check]:
 
 
 class Runner:
-    """Starts checks as lanes get free, and beside them what mostly waits; a check that must be alone waits for all."""
+    """Starts checks as lanes get free, and beside them what mostly waits; says when one has the machine for itself."""
 
     def __init__(self, checks: list[Check]) -> None:
         self.checks = checks
@@ -129,20 +130,28 @@ class Runner:
 
     def ready(self) -> Check | None:
         running = [check for check in self.checks if check.state == "running"]
-        if any(check.alone for check in running):
-            return None
         full = sum(not check.beside for check in running) >= LANES
         unfinished = {check.name for check in self.checks if check.state != "done"}
+        # What wants to be alone holds a lane until all others are through: with one lane they come first.
+        to_come = LANES == 1 and any(check.state == "waiting" and not check.alone for check in self.checks)
         for check in self.checks:
             if check.state != "waiting" or unfinished.intersection(check.after) or (full and not check.beside):
                 continue
-            if not check.alone:
-                return check
-            if not running and unfinished == {
-                other.name for other in self.checks if other.alone and other.state != "done"
-            }:
-                return check
+            if check.alone and (to_come or any(other.alone for other in running)):
+                continue
+            return check
         return None
+
+    def quiet(self) -> Path:
+        """There once nothing else runs or will."""
+        return LOGS / "quiet"
+
+    def hush(self) -> None:
+        left = [check for check in self.checks if check.state != "done"]
+        if all(check.alone for check in left) and sum(check.state == "running" for check in left) == 1:
+            self.quiet().touch()
+        else:
+            self.quiet().unlink(missing_ok=True)
 
     def run(self) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
@@ -155,6 +164,7 @@ class Runner:
                     self.say_what_runs()
                     continue
                 check.state = "running"
+                self.hush()
                 check.seconds = time.monotonic()
                 thread = threading.Thread(target=self.run_one, args=(check,), daemon=True)
                 thread.start()
@@ -180,6 +190,7 @@ class Runner:
             "NO_COLOR": "1",
             "PY_COLORS": "0",
             "MOLECULE_COMMAND_BORDERS": "0",
+            **({"MUSTER_QUIET": str(self.quiet())} if check.alone else {}),
             **check.env,
         }
         started = time.monotonic()
@@ -217,6 +228,7 @@ class Runner:
             check.passed, check.failed = counts(check.name, code, text)
             check.seconds = time.monotonic() - started
             check.state = "done"
+            self.hush()
             self.report(check, code, text, note)
             self.changed.notify_all()
 

@@ -39,7 +39,7 @@ def test_order_and_lanes(logs: Path) -> None:
         return f"echo +{name} >>{logs}/order; sleep 0.2; echo -{name} >>{logs}/order"
 
     checks = [
-        check("late", busy("late"), alone=True),
+        check("late", f"until [[ -e $MUSTER_QUIET ]]; do sleep 0.01; done; {busy('late')}", alone=True),
         check("b", busy("b"), after=("a",)),
         check("a", busy("a"), after=("absent",)),
         check("c", busy("c")),
@@ -49,6 +49,27 @@ def test_order_and_lanes(logs: Path) -> None:
     assert order.index("-a") < order.index("+b")
     assert order[-2:] == ["+late", "-late"]
     assert all(item.passed == 1 and item.failed == 0 for item in checks)
+
+
+def test_what_wants_to_be_alone_gets_ready_beside_others_and_waits_then(logs: Path) -> None:
+    (logs / "quiet").touch()  # of an earlier run
+    wait, made, over = "until [[ -e {} ]]; do sleep 0.01; done; ", logs / "made", logs / "over"
+    checks = [
+        check("hosts", f"touch {made}; {wait.format('$MUSTER_QUIET')} [[ -e {over} ]]", alone=True),
+        check("other", f"{wait.format(made)} [[ ! -e {logs}/quiet ]] && sleep 0.3 && touch {over}"),
+    ]
+    runner.Runner(checks).run()
+    assert [item.failed for item in checks] == [0, 0]
+
+
+def test_in_one_lane_it_begins_when_the_others_are_through(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LANES", 1)
+    checks = [
+        check("alone", f"[[ -e {logs}/through ]] && [[ -e $MUSTER_QUIET ]]", alone=True),
+        check("other", f"touch {logs}/through"),
+    ]
+    runner.Runner(checks).run()
+    assert [item.failed for item in checks] == [0, 0]
 
 
 def test_what_mostly_waits_takes_no_lane(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
 from celery_lab import Broker
@@ -27,7 +29,7 @@ BEAT = "celery_beat-beat-1"
 WORKER = "celery_worker-default-data-1"
 HEAD = "ray_head-head-1"
 # make soak asks for more.
-TASKS, CUT = int(os.environ.get("DRILL_TASKS", "2000")), 120
+TASKS, CUT = int(os.environ.get("DRILL_TASKS", "1000")), 120
 
 
 def python(code: str) -> str:
@@ -168,6 +170,7 @@ def more_than(number: int) -> int:
     return count if count > number else 0
 
 
+@pytest.mark.quiet
 def test_under_all_faults_nothing_is_lost_and_nothing_done_twice() -> None:
     until(60, "all workers have a lease", lambda: BROKER.all_there(WORKERS))
     BROKER.ask("operator", "del", "drill:effects")

@@ -139,15 +139,6 @@ def test_outside_sees_only_ssh_and_the_gateway(canary: int) -> None:
     assert set(listens).intersection(inside[HOSTS["head"]]) == {6379, 6380}, "members reach Ray and the broker only"
 
 
-@pytest.mark.parametrize(("token", "status"), [(None, 401), ("wrong" * 10, 403)])
-def test_a_job_without_the_token_is_refused(token: str | None, status: int) -> None:
-    header = [f"-HAuthorization: Bearer {token}"] if token else []
-    code = LAB.on("head", "docker", "exec", HEAD, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", *header,
-              "-H", "Content-Type: application/json", "-d", '{"entrypoint": "touch /tmp/intruder"}',
-              "http://127.0.0.1:8265/api/jobs/")  # fmt: skip
-    assert int(code) == status
-
-
 def test_a_notebook_uses_ray_client_and_nothing_else() -> None:
     """As docs/connect.md says: a certificate of ours, the token, and a network in ray_client_networks."""
     seen = scan("notebook", {HOSTS["head"]: listening("head"), HOSTS["server1"]: listening("server1")})
@@ -179,74 +170,6 @@ def test_a_notebook_uses_ray_client_and_nothing_else() -> None:
             assert ("sum 3" in done.stdout) == works, done.stdout[-2000:] + done.stderr[-3000:] + why[-6000:]
 
 
-DRILL_ACTOR = """
-import ray
-ray.init(address="auto", namespace="drill", log_to_driver=False, logging_level="ERROR")
-@ray.remote(num_cpus=0.1)
-class Counter:
-    def __init__(self): self.count = 0
-    def add(self):
-        self.count += 1
-        return self.count
-    def read(self): return self.count
-"""
-
-
-def test_the_head_killed_is_back_with_actor_job_and_nodes() -> None:
-    python_on_head(
-        DRILL_ACTOR + "counter = Counter.options(name='counter', lifetime='detached').remote()\n"
-        "print(ray.get([counter.add.remote() for _ in range(3)]))"
-    )
-    before = alive_workers()
-    job = "drill-" + str(int(time.time()))
-    work = ["python", "-c", "import time; time.sleep(45); print('job is through')"]
-    submit = ["ray", "job", "submit", "--no-wait", "--submission-id", job, "--entrypoint-num-cpus", "0.5", "--", *work]
-    LAB.on("head", "docker", "exec", HEAD, *submit)
-    status = ["docker", "exec", HEAD, "ray", "job", "status", job]
-    until(60, "the job runs", lambda: "RUNNING" in LAB.on("head", *status))
-
-    LAB.kill_hard("head", HEAD)
-    start = time.monotonic()
-    until(120, "the nodes of before", lambda: set(alive_workers()) == set(before))
-    count = python_on_head(
-        "import ray\nray.init(address='auto', namespace='drill', log_to_driver=False, logging_level='ERROR')\n"
-        "print(ray.get(ray.get_actor('counter').read.remote(), timeout=30))"
-    )
-    print(f"head killed: nodes and actor back after {time.monotonic() - start:.0f} s")
-    assert count.split()[-1] == "3"
-    until(120, "the job that ran meanwhile succeeds", lambda: "SUCCEEDED" in LAB.on("head", *status).upper())
-    python_on_head(
-        "import ray\nray.init(address='auto', namespace='drill', log_to_driver=False, logging_level='ERROR')\n"
-        "ray.kill(ray.get_actor('counter'))"
-    )
-
-
-def test_a_killed_worker_comes_back() -> None:
-    before = alive_workers()
-    LAB.kill_hard("server2", LAB.containers("server2", "ray_worker")["worker-1"])
-    until(120, "the dead node is replaced by a new one",
-          lambda: len(now := alive_workers()) == len(before) and set(now) != set(before))  # fmt: skip
-
-
-def test_scaling_a_host_leaves_its_other_workers_running() -> None:
-    first = LAB.containers("server1", "ray_worker")
-    assert set(first) == {"worker-1", "worker-2"}
-    for count, services in ((1, {"worker-1"}), (2, {"worker-1", "worker-2"})):
-        run = LAB.play("site.yml", "-e", f"ray_workers={count}", "--limit", "server1", "--tags", "ray_worker")
-        assert run.returncode == 0, run.stdout[-4000:]
-        now = LAB.containers("server1", "ray_worker")
-        assert set(now) == services
-        assert now["worker-1"] == first["worker-1"]
-
-
-def test_a_rule_that_leaves_the_inventory_leaves_the_host() -> None:
-    rule = {"ufw_extra_rules": [{"port": 8443, "proto": "tcp", "from": ["172.30.90.250"], "why": "a test"}]}
-    for extra, expected in ((["-e", json.dumps(rule)], True), ([], False)):
-        run = LAB.play("site.yml", "--limit", "server2", "--tags", "ufw", *extra)
-        assert run.returncode == 0, run.stdout[-4000:]
-        assert ("8443/tcp" in LAB.on("server2", "ufw", "status")) == expected
-
-
 def preflight_seconds() -> float:
     """How long a run takes to find out who is there."""
     start = time.monotonic()
@@ -255,6 +178,7 @@ def preflight_seconds() -> float:
     return time.monotonic() - start
 
 
+@pytest.mark.quiet
 def test_a_sleeping_laptop_stops_nothing_and_is_brought_up_to_date_when_it_is_back() -> None:
     release = ("readlink", "/opt/muster/code/current")
     old, awake = LAB.on("laptop1", *release), preflight_seconds()
@@ -278,6 +202,7 @@ def test_a_sleeping_laptop_stops_nothing_and_is_brought_up_to_date_when_it_is_ba
     assert [host for host, count in changed(run.stdout).items() if count] == ["laptop1"], run.stdout[-4000:]
 
 
+@pytest.mark.quiet
 def test_a_power_cut_of_the_head_host_heals_by_itself() -> None:
     before = alive_workers()
     subprocess.run(["docker", "kill", "cluster-head"], check=True, capture_output=True)
@@ -287,21 +212,6 @@ def test_a_power_cut_of_the_head_host_heals_by_itself() -> None:
     print(f"head host cut: cluster whole after {time.monotonic() - start:.0f} s")
     seen = scan("stranger", {HOSTS["head"]: listening("head")})
     assert set(seen[HOSTS["head"]]) <= {22, 443}, "the firewall must be up again before the services"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["-e", "ray_wrokers=5"], ["ray_wrokers", "ray_workers"]),
-        (["-e", "ray_worker_memory=900G"], ["server1: 2 workers ask for 1800.0G", "server2", "lower ray_workers"]),
-    ],
-)
-def test_a_bad_setting_gets_one_line_and_changes_nothing(arguments: list[str], words: list[str]) -> None:
-    run = LAB.play("site.yml", *arguments)
-    assert run.returncode != 0
-    for word in words:
-        assert word in run.stdout + run.stderr
-    assert not any(changed(run.stdout).values()), run.stdout[-3000:]
 
 
 WHERE = """
@@ -326,8 +236,6 @@ def test_a_laptop_that_joins_with_ray_gets_what_bears_repetition_and_nothing_els
     until(120, "its Ray is there", lambda: "guest/worker-1" in LAB.nodes())
     plain, bears = json.loads(LAB.driver(WHERE).splitlines()[-1])
     assert "guest" not in plain and "guest" in bears, (plain, bears)
-    again = LAB.play("add-laptop.yml", "-e", "host=guest")
-    assert again.returncode == 0 and not any(changed(again.stdout).values()), again.stdout[-4000:]
     LAB.freeze("guest")
     try:
         run = LAB.play("remove-laptop.yml", "-e", "host=guest", "-e", "lost=true")

@@ -13,6 +13,17 @@ from ray_lab import ROOT, Lab, until
 
 LAB = Lab("cluster")
 HEAD = "ray_head-head-1"
+COUNTER = """
+@ray.remote(num_cpus=0)
+class Counter:
+    def __init__(self): self.count = 0
+    def add(self):
+        self.count += 1
+        return self.count
+    def read(self): return self.count
+counter = Counter.options(name="counter", lifetime="detached").remote()
+ray.get([counter.add.remote() for _ in range(3)])
+"""
 
 
 def muster(command: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -69,8 +80,16 @@ def test_a_stopped_run_is_stopped() -> None:
     assert muster("result", name).returncode == 1
 
 
+def workers() -> dict[str, str]:
+    """The Ray nodes that are alive, and their ids."""
+    return {name: node["id"] for name, node in LAB.nodes().items() if name != "head/head"}
+
+
 def test_the_head_is_killed_while_a_job_is_followed() -> None:
-    """Who follows it hears nothing for a while, and then what came out."""
+    """Who follows it hears nothing for a while, and then what came out; nodes and actors are the same as before."""
+    LAB.driver(COUNTER)
+    before = workers()
+    assert len(before) == 3
     words = ["run", "hello", "-p", "tasks=30", "-p", "iterations=30000000", "--json"]
     with subprocess.Popen(
         [sys.executable, "-m", "muster.cli", *words, *LAB.inventory],
@@ -87,3 +106,6 @@ def test_the_head_is_killed_while_a_job_is_followed() -> None:
     assert child.returncode == 0, log
     assert json.loads(said)["tasks"] == 30
     assert "waiting: " in log
+    until(120, "the nodes of before", lambda: workers() == before)
+    read = "counter = ray.get_actor('counter')\nprint(ray.get(counter.read.remote(), timeout=30))\nray.kill(counter)"
+    assert LAB.driver(read).split()[-1] == "3"

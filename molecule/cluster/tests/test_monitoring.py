@@ -130,6 +130,7 @@ ray.get(actor.size.remote())
     return Fault(alert, host, lambda: LAB.driver(make), lambda: LAB.driver(stop))
 
 
+@pytest.mark.quiet
 def test_every_target_answers() -> None:
     """The laptop of another test has left."""
     until(90, "all targets answer", lambda: set(WATCH.targets().values()) == {"up"} or not print(WATCH.targets()))
@@ -146,6 +147,7 @@ def test_every_target_answers() -> None:
     }
 
 
+@pytest.mark.quiet
 def test_every_expression_has_data() -> None:
     """Of alerts what they are made of: the whole has data only when something is wrong."""
     # A task that fails is counted, too.
@@ -167,6 +169,7 @@ def test_every_expression_has_data() -> None:
     until(420, "every expression has data", all_there)
 
 
+@pytest.mark.quiet
 def test_faults_become_alerts_and_clear_and_a_sleeping_laptop_is_none() -> None:
     faults = [
         stopped("RayHeadDown", "head", "head", "ray_head", "head"),
@@ -194,6 +197,7 @@ def test_faults_become_alerts_and_clear_and_a_sleeping_laptop_is_none() -> None:
 
 
 @pytest.mark.skipif("SOAK" not in os.environ, reason="takes twenty minutes: make soak")
+@pytest.mark.quiet
 def test_what_goes_wrong_slowly_becomes_an_alert_and_clears() -> None:
     faults = [
         *stuffed_queue(),

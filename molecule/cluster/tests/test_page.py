@@ -121,6 +121,7 @@ def test_the_other_pages_open_without_another_login(page: Page) -> None:
         picture(page, f"page-{name.lower()}")
 
 
+@pytest.mark.quiet
 def test_a_dead_worker_is_seen_and_its_alert_can_be_silenced(page: Page, errors: list[str]) -> None:
     LAB.on("server2", "docker", "stop", "-t", "1", WORKER)
     start = time.monotonic()
