@@ -8,6 +8,9 @@ MAKEFLAGS += --no-print-directory
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHON
+# Half of a start of Ansible, and seconds of one with torch, went into compiling the same modules again.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.lab/pycache
 
 LAB_SERVERS ?=
 LAB_LAPTOPS ?=
