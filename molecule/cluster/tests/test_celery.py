@@ -29,7 +29,7 @@ BEAT = "celery_beat-beat-1"
 WORKER = "celery_worker-default-data-1"
 HEAD = "ray_head-head-1"
 # make soak asks for more.
-TASKS, CUT = int(os.environ.get("DRILL_TASKS", "1000")), 120
+TASKS, CUT = int(os.environ.get("DRILL_TASKS", "1000")), 60
 
 
 def python(code: str) -> str:
@@ -150,7 +150,8 @@ class Faults(threading.Thread):
 
 
 def cut_off(host: str, seconds: float, over: threading.Event) -> None:
-    """Nothing leaves the host or comes in, and nobody is told."""
+    """While it is at something, nothing leaves the host or comes in any more, and nobody is told."""
+    until(60, f"{host} is at something", lambda: LAB.on(host, "cat", "/var/lib/drill/history", check=False)[:1] == "[")
     rules = (("INPUT", "-i"), ("OUTPUT", "-o"))
     for chain, side in rules:
         LAB.on(host, "iptables", "-I", chain, "1", "!", side, "lo", "-j", "DROP")
