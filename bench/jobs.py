@@ -18,7 +18,7 @@ POLARS = "polars==2.1.0"
 # BENCH_ROWS=1000000 for less.
 ROWS = int(os.environ.get("BENCH_ROWS", "10000000"))
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
-ROUNDS, EPOCHS = 3, 12
+ROUNDS, EPOCHS, TRIALS = 3, 12, 30
 
 
 def inside(python: str, *words: object, **environment: str) -> Any:
@@ -80,6 +80,21 @@ def workers() -> dict[str, object]:
     }
     one, two = (medians[number]["seconds per epoch"] for number in (1, 2))
     return {"one worker": medians[1], "two workers": medians[2], "times as fast": round(one / two, 2)}
+
+
+def search() -> dict[str, object]:
+    """Tune on two CPUs against scikit-learn's own search through the same settings, on the same rows."""
+    found: dict[str, list[dict[str, float]]] = {"tune": [], "scikit-learn": []}
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory(prefix="muster-bench-") as folder:
+            found["tune"].append(inside(PYTHON, "tune", folder, TRIALS))
+            found["scikit-learn"].append(inside(PYTHON, "grid", folder, **ONE_THREAD))
+    medians = {
+        way: {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
+        for way, runs in found.items()
+    }
+    ratio = medians["scikit-learn"]["seconds"] / medians["tune"]["seconds"]
+    return {"trials": TRIALS, **medians, "times as fast": round(ratio, 2)}
 
 
 def sizes() -> dict[str, object]:

@@ -62,22 +62,31 @@ def test_every_job_is_here() -> None:
     assert list(RUNS) == list(library.NAMES)
 
 
+def gateway(path: str, body: object, *, token: bool) -> str:
+    """What a program gets that asks the cluster's door, with a person's token or without."""
+    header = ["-H", f"Authorization: Bearer {secret('gateway_admin_token')}"] if token else []
+    words = ("curl", "-sS", "--cacert", "/etc/muster/pki/ca.crt", "-d", json.dumps(body), *header)
+    return LAB.on("server1", *words, "-H", "Content-Type: application/json", f"https://172.30.87.10{path}")
+
+
+def on_record() -> None:
+    """MLflow knows of each training, what came out of it, and where its model is."""
+    search = "/mlflow/api/2.0/mlflow/{}/search"
+    assert "tune" not in gateway(search.format("experiments"), {"max_results": 50}, token=False)
+    said = json.loads(gateway(search.format("experiments"), {"max_results": 50}, token=True))["experiments"]
+    known = {one["name"]: one["experiment_id"] for one in said}
+    assert set(known) >= {"train_forest", "train_boosted", "train_torch", "tune"}
+    runs = json.loads(gateway(search.format("runs"), {"experiment_ids": [known["tune"]]}, token=True))["runs"]
+    # The search, and below it its three trials.
+    assert [one["info"]["status"] for one in runs] == ["FINISHED"] * 4, runs
+    (whole,) = [one for one in runs if not any(tag["key"] == "mlflow.parentRunId" for tag in one["data"]["tags"])]
+    assert {"key": "trials", "value": "3"} in whole["data"]["params"], whole["data"]
+
+
 def served_by_the_gateway() -> None:
-    """As a program asks it, with a person's token."""
-    rows = json.dumps({"rows": [{"price": 2.5, "number": 4, "kind": "a"}]})
-    ask = (
-        "curl",
-        "-sS",
-        "--cacert",
-        "/etc/muster/pki/ca.crt",
-        "-d",
-        rows,
-        "https://172.30.87.10/serve/boosted/predict",
-    )
-    assert "predictions" not in LAB.on("server1", *ask)
-    (said,) = json.loads(LAB.on("server1", *ask, "-H", f"Authorization: Bearer {secret('gateway_admin_token')}"))[
-        "predictions"
-    ]
+    rows = {"rows": [{"price": 2.5, "number": 4, "kind": "a"}]}
+    assert "predictions" not in gateway("/serve/boosted/predict", rows, token=False)
+    (said,) = json.loads(gateway("/serve/boosted/predict", rows, token=True))["predictions"]
     assert abs(said - 10) < 5
     assert run("serve_model", "model=boosted", "stop=true")["served"] == []
 
@@ -102,7 +111,7 @@ def talks() -> None:
 
 
 # What is there once the job is through.
-USED = {"serve_model": served_by_the_gateway, "llm_serve": talks}
+USED = {"tune": on_record, "serve_model": served_by_the_gateway, "llm_serve": talks}
 
 
 @pytest.mark.parametrize("job", RUNS)
