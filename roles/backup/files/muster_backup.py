@@ -113,8 +113,7 @@ class Backup:
                 os.link(path, target)
             else:
                 shutil.copy2(path, target)
-                seen = Path(path).stat()
-                os.chown(target, seen.st_uid, seen.st_gid)
+                own(path, target)
 
         def ignore(folder: str, names: list[str]) -> set[str]:
             return {name for name in names if name in skip or Path(folder, name).is_socket()}
@@ -124,7 +123,10 @@ class Backup:
         with still(service["name"], service.get("service", "")):
             begin = time.monotonic()
             shutil.copytree(source, target, copy_function=copy, ignore=ignore, symlinks=True)
-            return time.monotonic() - begin
+            pause = time.monotonic() - begin
+        for folder in [target, *(inner for inner in target.rglob("*") if inner.is_dir())]:
+            own(source / folder.relative_to(target), folder)
+        return pause
 
     def secrets(self, snapshot: str) -> None:
         words = ["dump", "--host", self.settings["host"], "--tag", "muster", snapshot, self.settings["secrets"]]
@@ -183,6 +185,12 @@ class Backup:
         finally:
             shutil.rmtree(target, ignore_errors=True)
         return count
+
+
+def own(like: str | Path, path: str | Path) -> None:
+    """Give it the other's owner."""
+    seen = Path(like).stat()
+    os.chown(path, seen.st_uid, seen.st_gid)
 
 
 def stamp(text: str) -> str:
