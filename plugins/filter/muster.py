@@ -29,7 +29,9 @@ try:
         scrape,
         silence,
         sizing,
+        support,
         treehash,
+        uninstall,
     )
     from muster.errors import MusterError
     from muster.known import CONNECTION, known
@@ -91,6 +93,8 @@ class FilterModule:
             "muster_add_laptop": _judged(laptops.add),
             "muster_remove_laptop": _judged(laptops.remove),
             "muster_silence": _judged(silence.silence),
+            "muster_support": _plain(support.bundle),
+            "muster_uninstall": _judged(uninstall.uninstall),
             "muster_silence_calls": _plain(silence.calls),
             "muster_tree_hash": _plain(treehash.tree_hash),
             "muster_tree_archive": _plain(treehash.tree_archive),

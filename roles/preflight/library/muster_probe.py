@@ -133,6 +133,14 @@ def docker(module):
     return found.group(1) if found else ""
 
 
+def record():
+    """How far playbooks/record.yml has come here: none, begun or done; late where Muster came before there were records."""
+    if not Path("/etc/muster").exists():
+        return "none"
+    written = read("/etc/muster/before.json")
+    return "done" if '"installed"' in written else "begun" if written else "late"
+
+
 def listening():
     """Programs of the host itself that listen; what runs in containers is not of interest."""
     sockets = {}
@@ -211,6 +219,7 @@ def main():
         gpus=gpus(),
         docker=docker(module),
         folder=folder(module.params["folder"]),
+        record=record(),
         firewall="ENABLED=yes" in read("/etc/ufw/ufw.conf"),
         listening=listening(),
         blocked=asyncio.run(blocked(module.params["doors"], module.params["timeout"])),
