@@ -137,7 +137,8 @@ def server(node: Node) -> Node:
 def test_a_drained_server_rests_when_celery_needs_ray_no_more(node: Node) -> None:
     server(node).start()
     until(5, "Ray runs", node.works)
-    given = {"work": False, "within": 20, "why": "new disk", "at": time.time()}
+    begun = time.time()
+    given = {"work": False, "within": 20, "why": "new disk", "at": begun}
     (node.folder / "want").write_text(json.dumps({**given, "ray": True}))
     until(
         9, "it has said so once more", lambda: time.time() - node.said["at"] < 1 and node.said["at"] > given["at"] + 1
