@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import platform
 import re
@@ -29,6 +30,10 @@ options:
     default: []
   folder:
     description: A folder that has to be there; empty asks for none.
+    type: str
+    default: ""
+  want:
+    description: The file that says that the host is drained; empty asks for none.
     type: str
     default: ""
   timeout:
@@ -63,6 +68,10 @@ clock_skew:
   description: Seconds by which the host's clock is ahead of the controller's, at least.
   returned: always
   type: float
+drained:
+  description: Why it is drained, in one line; empty when it is not.
+  returned: always
+  type: str
 """
 
 LISTEN = "0A"
@@ -111,6 +120,15 @@ def folder(path):
     except subprocess.TimeoutExpired:
         return "does not answer"
     return "is not there" if done.returncode else ""
+
+
+def drained(path):
+    """Why no work is wanted here."""
+    try:
+        want = json.loads(read(path) or '{"work": true}') if path else {"work": True}
+        return "" if want["work"] else str(want["why"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def gpus():
@@ -203,6 +221,7 @@ def main():
         argument_spec={
             "doors": {"type": "list", "elements": "dict", "default": []},
             "folder": {"type": "str", "default": ""},
+            "want": {"type": "str", "default": ""},
             "timeout": {"type": "float", "default": 1.5},
             "knock": {"type": "float", "default": 0},
         },
@@ -220,6 +239,7 @@ def main():
         docker=docker(module),
         folder=folder(module.params["folder"]),
         record=record(),
+        drained=drained(module.params["want"]),
         firewall="ENABLED=yes" in read("/etc/ufw/ufw.conf"),
         listening=listening(),
         blocked=asyncio.run(blocked(module.params["doors"], module.params["timeout"])),
