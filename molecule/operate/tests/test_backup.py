@@ -16,8 +16,8 @@ from celery_lab import Broker
 from ray_lab import ROOT, Lab, until
 
 LAB = Lab("operate")
+BROKER = Broker(LAB)
 SECRETS = ROOT / ".secrets/operate"
-BROKER = Broker(LAB, secrets=SECRETS)
 KEYS = ("backup_password", "backup_secrets_password")
 HOSTS = ("head", "server1", "server2", "laptop1")
 TASKS = 30
