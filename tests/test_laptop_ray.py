@@ -138,11 +138,9 @@ def test_a_drained_server_rests_when_celery_needs_ray_no_more(node: Node) -> Non
     server(node).start()
     until(5, "Ray runs", node.works)
     begun = time.time()
-    given = {"work": False, "within": 20, "why": "new disk", "at": begun}
+    given: dict[str, object] = {"work": False, "within": 20, "why": "new disk", "at": begun}
     (node.folder / "want").write_text(json.dumps({**given, "ray": True}))
-    until(
-        9, "it has said so once more", lambda: time.time() - node.said["at"] < 1 and node.said["at"] > given["at"] + 1
-    )
+    until(9, "it has said so once more", lambda: time.time() - node.said["at"] < 1 and node.said["at"] > begun + 1)
     assert node.works()
     (node.folder / "want").write_text(json.dumps(given))
     until(3, "it rests", node.rests)

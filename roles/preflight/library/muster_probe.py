@@ -152,7 +152,7 @@ def docker(module):
 
 
 def record():
-    """How far playbooks/record.yml has come here: none, begun or done; late where Muster came before there were records."""
+    """How far playbooks/record.yml has come here: none, begun, done, or late, as Muster was here before."""
     if not Path("/etc/muster").exists():
         return "none"
     written = read("/etc/muster/before.json")
