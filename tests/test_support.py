@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -44,7 +45,11 @@ def told(folder: Path, text: str, **more: str) -> str:
 
 
 def test_it_has_what_hosts_say_and_names_who_says_nothing(folder: Path) -> None:
-    answers = {"head": {"files": {"disk.txt": "full"}}, "server1": {"unreachable": True, "msg": "no route\n"}, "b": {}}
+    answers: dict[str, dict[str, Any]] = {
+        "head": {"files": {"disk.txt": "full"}},
+        "server1": {"unreachable": True, "msg": "no route\n"},
+        "b": {},
+    }
     found = members(support.bundle(answers, {"nodes": []}, str(folder)))
     assert set(found) == {"support/hosts.txt", "support/status.json", "support/head/disk.txt"}
     lines = ["b: no answer: it was not asked", "head: answered", "server1: no answer: no route"]

@@ -68,6 +68,7 @@ clock_skew:
 LISTEN = "0A"
 NVIDIA = "0x10de"
 DISPLAY_CLASS = "0x03"
+RECORD = "/etc/muster/before.json"
 
 
 def read(path):
@@ -134,10 +135,10 @@ def docker(module):
 
 
 def record():
-    """How far playbooks/record.yml has come here: none, begun or done; late where Muster came before there were records."""
-    if not Path("/etc/muster").exists():
+    """How far playbooks/record.yml has come here: none, begun, done; late where Muster came before there were records."""
+    if not Path(RECORD).parent.exists():
         return "none"
-    written = read("/etc/muster/before.json")
+    written = read(RECORD)
     return "done" if '"installed"' in written else "begun" if written else "late"
 
 
