@@ -9,6 +9,8 @@ from muster.errors import MusterError
 from muster.laptops import arguments, truth
 
 ARGUMENTS = ("confirm", "keep_data")
+# What the prompt gives for no answer.
+NOTHING = "nothing"
 
 
 class Uninstall(TypedDict):
@@ -21,7 +23,7 @@ def uninstall(given: Mapping[str, Any], extra: Collection[str], known: Collectio
     """What is meant; every mistake is one line that says what to do."""
     words = arguments(given, extra, known, ARGUMENTS)
     keep = truth(words.get("keep_data", "yes"), "keep_data")
-    if not words.get("confirm"):
+    if words.get("confirm", NOTHING) == NOTHING:
         raise MusterError("nobody confirmed that", fix=f"type {name} when you are asked, or add -e confirm={name}")
     if words["confirm"] != name:
         raise MusterError(

@@ -11,7 +11,7 @@ from muster.uninstall import uninstall
     ("given", "problem", "fix"),
     [
         ({}, "nobody confirmed that", "type mine when you are asked, or add -e confirm=mine"),
-        ({"confirm": " "}, "nobody confirmed that", "type mine when you are asked, or add -e confirm=mine"),
+        ({"confirm": "nothing"}, "nobody confirmed that", "type mine when you are asked, or add -e confirm=mine"),
         ({"confirm": "lab"}, "this cluster is mine, not lab", "give the inventory that you mean, by -i"),
         ({"confirm": "mine", "keep_data": "maybe"}, "keep_data is 'maybe'", "write keep_data=true or keep_data=false"),
         (

@@ -25,14 +25,17 @@ VOLATILE = (
     r"^/etc/(mtab|resolv.conf|hosts|hostname)$",
     # Made at the first boot: a host that another test has made anew has others.
     r"^/etc/(machine-id|ssh/ssh_host_)",
+    # Ansible's own, whatever a playbook does.
+    r"^/root/\.ansible",
     # The files behind getent, below: a group that came and went leaves their copies in another order.
     r"^/etc/(\.pwd\.lock|(passwd|group|shadow|gshadow|subuid|subgid)-?$)",
 )
 LOOK = r"""
 dpkg-query -W -f 'package ${db:Status-Status} ${binary:Package}\n' | grep -v 'not-installed'
 getent passwd | sed 's/^/user /'; getent group | sed 's/^/group /'
-find /etc /usr /opt /srv /var/lib -xdev -printf 'file %y %m %u %g %p %l\n'
-find /etc /usr /opt /srv /var/lib -xdev \( -path /var/lib/apt -o -path /var/lib/dpkg \) -prune -o -type f -print0 |
+places="/etc /usr /opt /srv /root /var/lib"
+find $places -xdev -printf 'file %y %m %u %g %p %l\n'
+find $places -xdev \( -path /var/lib/apt -o -path /var/lib/dpkg \) -prune -o -type f -print0 |
   xargs -0 sha256sum | sed 's/^/content /'
 for p in iptables ip6tables; do for t in filter nat mangle raw; do
   command -v $p >/dev/null && $p -t $t -S | sed "s/^/$p $t /"

@@ -77,6 +77,7 @@ drained:
 LISTEN = "0A"
 NVIDIA = "0x10de"
 DISPLAY_CLASS = "0x03"
+RECORD = "/etc/muster/before.json"
 
 
 def read(path):
@@ -153,9 +154,9 @@ def docker(module):
 
 def record():
     """How far playbooks/record.yml has come here: none, begun, done, or late, as Muster was here before."""
-    if not Path("/etc/muster").exists():
+    if not Path(RECORD).parent.exists():
         return "none"
-    written = read("/etc/muster/before.json")
+    written = read(RECORD)
     return "done" if '"installed"' in written else "begun" if written else "late"
 
 
