@@ -257,11 +257,12 @@ def _only(what: Collection[str], host: str, *, switch: bool, own_registry: bool)
         "both_authorities": (ALL if own_registry else "pki") if "authority" in what else "",
         "switch": ALL if switch else "",
         "pki": new if own_registry or host or not new else "pki",
+        "ray_anew": ALL if token or switch else "",
         "ray": ALL if token else new,
         "clients": ALL if redis or token else new or ("flower" if "flower" in what else ""),
         "laptop": ALL if redis else "",
         "broker": ALL if redis else new,
-        "registry": new if own_registry else "",
+        "registry": ("builder" if new == ALL else new) if own_registry else "",
         "gateway": ALL if {"gateway", "flower", "ray_token"} & set(what) else new,
     }
     return {name: pattern or NOBODY for name, pattern in patterns.items()}

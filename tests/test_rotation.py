@@ -118,18 +118,21 @@ def test_all_is_all_and_every_host_has_its_certificate_anew(cluster: Cluster) ->
     certificates = {name for name in found["others"] if name.startswith("pki/")}
     assert len(certificates) == 3 * 3 and set(found["broker_certificate"]) < certificates
     assert {"ray_token", "flower_password", "gateway_key"} <= set(found["others"])
-    assert set(found["only"].values()) == {"all"}
+    assert set(found["only"].values()) == {"all", "builder"}
 
 
 @pytest.mark.parametrize(
     ("what", "parts"),
     [
-        ("ray_token", {"ray", "clients", "gateway"}),
+        ("ray_token", {"ray_anew", "ray", "clients", "gateway"}),
         ("redis", {"both_logins", "clients", "laptop", "broker"}),
         ("gateway", {"gateway"}),
         ("flower", {"clients", "gateway"}),
         ("certificates", {"pki", "ray", "clients", "broker", "registry", "gateway"}),
-        ("authority", {"both_authorities", "switch", "pki", "ray", "clients", "broker", "registry", "gateway"}),
+        (
+            "authority",
+            {"both_authorities", "switch", "pki", "ray_anew", "ray", "clients", "broker", "registry", "gateway"},
+        ),
     ],
 )
 def test_only_what_has_it_is_touched(cluster: Cluster, what: str, parts: set[str]) -> None:
