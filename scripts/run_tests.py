@@ -36,11 +36,12 @@ AFTER = {
     "jobs": ("node_image",),
     "laptop_sleep": ("node_image",),
     "add_laptop": ("node_image",),
+    "operate": ("node_image",),
     "cluster": ("node_image",),
 }
 ALONE = ("cluster",)
 # The others' ground, then what takes longest: what is short fills the lanes to the end.
-FIRST = ("pki", "registry", "node_image", "add_laptop", "laptop_sleep", "jobs", "celery_worker", "cluster")
+FIRST = ("pki", "registry", "node_image", "add_laptop", "laptop_sleep", "operate", "jobs", "celery_worker", "cluster")
 
 
 @dataclass
