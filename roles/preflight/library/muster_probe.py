@@ -135,7 +135,7 @@ def docker(module):
 
 
 def record():
-    """How far playbooks/record.yml has come here: none, begun, done; late where Muster came before there were records."""
+    """How far playbooks/record.yml has come here: none, begun, done; late where Muster came without one."""
     if not Path(RECORD).parent.exists():
         return "none"
     written = read(RECORD)
