@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -49,6 +50,29 @@ def test_what_is_written_in_place_is_copied_and_what_grows_is_not(backup: Callab
 def test_a_service_that_was_never_there_is_no_mistake(backup: Callable[..., Any], tmp_path: Path) -> None:
     assert backup().take({"name": "mlflow", "path": str(tmp_path / "none")}) == 0
     assert not (tmp_path / "backup/now").exists()
+
+
+@pytest.mark.parametrize(("before", "made"), [("", True), ("/elsewhere", True), ("/r", False)])
+def test_a_repository_that_was_there_and_is_not_any_more_is_not_made_anew(
+    backup: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, made: bool
+) -> None:
+    called = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        word = command[4]
+        called.append(word)
+        return type("Done", (), {"returncode": 10 if word == "cat" else 0, "stdout": "", "stderr": ""})
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    (tmp_path / "backup").mkdir()
+    if before:
+        (tmp_path / "backup/last").write_text(json.dumps({"repository": before}))
+    if made:
+        backup().prepare()
+    else:
+        with pytest.raises(script.Failed, match="is its disk or share mounted"):
+            backup().prepare()
+    assert ("init" in called) == made
 
 
 @pytest.mark.parametrize(

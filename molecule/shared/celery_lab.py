@@ -14,16 +14,16 @@ REDIS = "celery_redis-redis-1"
 TLS = ("--tls", "--cacert", "/etc/muster/pki/ca.crt")
 
 
-def secret(name: str, secrets: Path = SECRETS) -> str:
+def secret(name: str, folder: Path = SECRETS) -> str:
     """A generated secret; Ansible's lookup keeps more than the password in the file."""
-    return (secrets / name).read_text().split()[0]
+    return (folder / name).read_text().split()[0]
 
 
 class Broker:
     """The Redis of one lab."""
 
-    def __init__(self, lab: Lab, host: str = "head", secrets: Path = SECRETS) -> None:
-        self.lab, self.host, self.secrets = lab, host, secrets
+    def __init__(self, lab: Lab, host: str = "head") -> None:
+        self.lab, self.host = lab, host
 
     def ask(
         self,
@@ -34,11 +34,9 @@ class Broker:
         options: tuple[str, ...] = TLS,
     ) -> str:
         """What Redis says to a user, mistakes included; "" asks without a login."""
-        env = (
-            {"REDISCLI_AUTH": secret(f"celery_{user}_password", self.secrets) if password is None else password}
-            if user
-            else {}
-        )
+        if user and password is None:
+            password = secret(f"celery_{user}_password", self.lab.secrets)
+        env = {"REDISCLI_AUTH": password} if user and password is not None else {}
         login = ("--user", user) if user else ()
         said = self.lab.inside(
             self.host, REDIS, "timeout", "20", "redis-cli", "-h", "127.0.0.1", "-p", "6380", *options, *login, *command,

@@ -32,6 +32,9 @@ class Lab:
 
     def __init__(self, name: str, head: str = "head") -> None:
         self.name, self.head = name, head
+        # Its own where a scenario changes them; all others share those of the lab (muster_env).
+        own = ROOT / ".secrets" / name
+        self.secrets = own if own.is_dir() else own.with_name("lab")
         self.frozen: dict[str, list[str]] = {}
         # The folder, as an operator gives it: add-laptop.yml writes laptops.yml there.
         inventories = ("inventory/lab/groups.yml", "inventory/lab/machine.py", f"molecule/{name}/inventory")

@@ -16,8 +16,8 @@ from celery_lab import Broker
 from ray_lab import ROOT, Lab, until
 
 LAB = Lab("operate")
+BROKER = Broker(LAB)
 SECRETS = ROOT / ".secrets/operate"
-BROKER = Broker(LAB, secrets=SECRETS)
 KEYS = ("backup_password", "backup_secrets_password")
 HOSTS = ("head", "server1", "server2", "laptop1")
 TASKS = 30
@@ -80,6 +80,36 @@ def test_a_repository_with_another_password_is_told_in_a_line() -> None:
         assert "Traceback" not in said
     finally:
         LAB.on("head", "mv", "/root/password", "/etc/muster/backup/password")
+
+
+def test_backups_go_by_sftp_to_a_server_that_is_known(tmp_path: Path) -> None:
+    """The lab's other server plays the one of the backups."""
+    server = "172.30.94.12"
+    key = LAB.on("server2", "cat", "/etc/ssh/ssh_host_ed25519_key.pub").split()
+    settings = tmp_path / "settings.json"
+    settings.write_text(
+        json.dumps({
+            "backup_repository": f"sftp:safe@{server}:muster",
+            "backup_known_host": f"{server} {key[0]} {key[1]}",
+        })
+    )  # fmt: skip
+    try:
+        play("playbooks/nightly.yml", "-e", f"@{settings}")
+        ours = (SECRETS / "backup_ssh_key.pub").read_text()
+        LAB.on("server2", "useradd", "--create-home", "safe")
+        LAB.on(
+            "server2",
+            "sh",
+            "-c",
+            "cd ~safe && mkdir .ssh && cat >.ssh/authorized_keys && chown -R safe .ssh",
+            stdin=ours,
+        )
+        LAB.on("head", "systemctl", "start", "muster-backup")
+        assert f"sftp:safe@{server}" in LAB.on("head", "cat", "/var/lib/muster/backup/last")
+        assert "config" in LAB.on("server2", "ls", "/home/safe/muster").split()
+    finally:
+        LAB.on("server2", "userdel", "--force", "--remove", "safe", check=False)
+        play("playbooks/nightly.yml")
 
 
 @pytest.fixture(scope="module")

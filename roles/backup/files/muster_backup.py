@@ -29,6 +29,8 @@ GROWING = {".sst", ".log", ".aof", ".rdb"}
 NO_REPOSITORY = 10
 # restic of Debian 12 has no such code, but these words.
 NO_REPOSITORY_WORDS = "Is there a repository at the following location?"
+LOCKED = "already locked"
+PATIENCE = 3600
 
 
 class Failed(Exception):  # noqa: N818 (a line for people)
@@ -56,9 +58,15 @@ class Backup:
             "RESTIC_PASSWORD_FILE": str(SECRETS / "password"),
             **self.settings["environment"],
         }
-        done = subprocess.run(
-            ["restic", *options, *words], env=environment, capture_output=True, text=True, check=False
-        )
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            done = subprocess.run(
+                ["restic", *options, *words], env=environment, capture_output=True, text=True, check=False
+            )
+            # Another host is at it; the option for that is newer than Debian 12.
+            if not (done.returncode and LOCKED in done.stderr) or time.monotonic() > deadline:
+                break
+            time.sleep(10)
         if check and done.returncode:
             raise Failed(f"restic {words[0]}: {' '.join(done.stderr.split())[-1000:]}")
         return done
@@ -66,11 +74,18 @@ class Backup:
     def prepare(self) -> None:
         """The repository is there, and opens with our password."""
         seen = self.restic("cat", "config", check=False)
+        last = self.data / "last"
+        known = json.loads(last.read_text() or "{}").get("repository") if last.exists() else None
         if seen.returncode == NO_REPOSITORY or NO_REPOSITORY_WORDS in seen.stderr:
+            # A disk that is not mounted: a new repository would look like backups, and fill the wrong disk.
+            if known == self.settings["repository"]:
+                raise Failed(f"the repository {known} is not there any more: is its disk or share mounted?")
             self.restic("init")
         elif seen.returncode:
             said = " ".join(seen.stderr.split())[-600:]
             raise Failed(f"the repository {self.settings['repository']} cannot be opened: {said}")
+        # Of a backup that was cut off; locks of those that run stay.
+        self.restic("unlock")
 
     def backup(self) -> None:
         begin = time.monotonic()
@@ -91,6 +106,7 @@ class Backup:
         self.restic("check")
         shutil.rmtree(self.staging)
         report = {
+            "repository": self.settings["repository"],
             "snapshot": summary["snapshot_id"][:8],
             "seconds": round(time.monotonic() - begin, 1),
             "files": summary["total_files_processed"],
@@ -113,8 +129,7 @@ class Backup:
                 os.link(path, target)
             else:
                 shutil.copy2(path, target)
-                seen = Path(path).stat()
-                os.chown(target, seen.st_uid, seen.st_gid)
+                own(path, target)
 
         def ignore(folder: str, names: list[str]) -> set[str]:
             return {name for name in names if name in skip or Path(folder, name).is_socket()}
@@ -124,7 +139,10 @@ class Backup:
         with still(service["name"], service.get("service", "")):
             begin = time.monotonic()
             shutil.copytree(source, target, copy_function=copy, ignore=ignore, symlinks=True)
-            return time.monotonic() - begin
+            pause = time.monotonic() - begin
+        for folder in [target, *(inner for inner in target.rglob("*") if inner.is_dir())]:
+            own(source / folder.relative_to(target), folder)
+        return pause
 
     def secrets(self, snapshot: str) -> None:
         words = ["dump", "--host", self.settings["host"], "--tag", "muster", snapshot, self.settings["secrets"]]
@@ -183,6 +201,12 @@ class Backup:
         finally:
             shutil.rmtree(target, ignore_errors=True)
         return count
+
+
+def own(like: str | Path, path: str | Path) -> None:
+    """Give it the other's owner."""
+    seen = Path(like).stat()
+    os.chown(path, seen.st_uid, seen.st_gid)
 
 
 def stamp(text: str) -> str:
