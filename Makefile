@@ -48,20 +48,20 @@ lint: venv ## ruff, mypy, yamllint, ansible-lint, syntax
 unit: venv ## the tests that need no container
 	@scripts/run_tests.py unit
 
-test: machine ## lint, unit tests and every Molecule scenario (SCENARIO=ufw: that one only)
+test: machine ## lint, unit tests and the Molecule scenarios (SCENARIO=ufw: that one only)
 	@scripts/bootstrap browser
 	$(if $(SCENARIO),,scripts/bootstrap jobs)
 	scripts/base-images
 	scripts/run_tests.py $(if $(SCENARIO),scenario:$(SCENARIO))
 
-soak: machine ## the drills, longer: 10,000 tasks, laptops that sleep 20 times; again and again (ROUNDS=5)
+soak: machine ## the drills, longer: 10,000 tasks, laptops that sleep 20 times, a new head; again and again (ROUNDS=5)
 	@scripts/bootstrap browser
 	scripts/bootstrap jobs
 	scripts/base-images
 	export SOAK=1 DRILL_TASKS=$${DRILL_TASKS:-10000} CYCLES=$${CYCLES:-20} TEST_LANES=1
 	for round in $$(seq $${ROUNDS:-5}); do
 	  echo "round $$round of $${ROUNDS:-5}"
-	  scripts/run_tests.py jobs scenario:cluster scenario:laptop_sleep
+	  scripts/run_tests.py jobs scenario:cluster scenario:laptop_sleep scenario:operate
 	done
 
 bench: machine ## the figures in bench/, measured on this machine

@@ -102,30 +102,22 @@ def hello() -> Figure:
 
 
 def submit() -> Figure:
-    """What a job costs beside its work: `muster run` through the gateway, and its module in the head's container."""
-    words = ["-p", "tasks=1", "-p", "iterations=0"]
-    run = [sys.executable, "-m", "muster.cli", "run", "hello", *words]
-    inside = [
-        "docker",
-        "exec",
-        "lab-head",
-        "docker",
-        "exec",
-        "ray_head-head-1",
-        "python",
-        "-m",
-        "ray_jobs.hello",
-        *words,
-    ]
-    seconds: dict[str, list[float]] = {"muster run": [], "the same in the head's container": []}
+    """What a job costs beside its work: `muster run` through the gateway, Ray's own command, and none at all."""
+    hello = ["ray_jobs.hello", "-p", "tasks=1", "-p", "iterations=0"]
+    run = [sys.executable, "-m", "muster.cli", "run", "hello", *hello[1:]]
+    inside = ["docker", "exec", "lab-head", "docker", "exec", "ray_head-head-1"]
+    bare = [*inside, "python", "-m", *hello]
+    rays = [*inside, "ray", "job", "submit", "--address", "http://127.0.0.1:8265", "--", "python", "-m", *hello]
+    ways = {"muster run": run, "ray job submit": rays, "the same in the head's container": bare}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(5):
-        for name, command in zip(seconds, (run, inside), strict=True):
+        for name, command in ways.items():
             begin = time.perf_counter()
             subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
             seconds[name].append(time.perf_counter() - begin)
     medians = {name: round(statistics.median(values), 2) for name, values in seconds.items()}
-    through, bare = medians.values()
-    return {"seconds": medians, "ratio": round(through / bare, 2)}
+    ratios = {f"{name} takes": f"x{seconds / medians['muster run']:.2f}" for name, seconds in medians.items()}
+    return {"seconds": medians, **ratios}
 
 
 def memory() -> Figure:

@@ -47,6 +47,8 @@ class Settings(BaseModel):
     heartbeat: str = ""
     # On a laptop: the directory in which its agent says whether to work, and in which the worker answers.
     laptop: str = ""
+    # On a server: such a directory, too; there nobody writes but who drains it (playbooks/drain.yml).
+    drain: str = ""
     schedule: str = ""
     # Modules with tasks of the site's own, by commas.
     include: str = ""

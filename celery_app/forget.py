@@ -8,7 +8,7 @@ import sys
 import redis
 
 from celery_app.config import Settings
-from celery_app.hosts import LAPTOPS, SERVERS
+from celery_app.hosts import DRAINED, LAPTOPS, SERVERS
 from celery_app.lease import LEASES, connect, holders, resign, restore
 
 
@@ -19,7 +19,7 @@ def forget(client: redis.Redis, host: str) -> dict[str, int]:
     back = sum(restore(client, worker, died=False) for worker in sorted(workers))
     for worker in workers:
         resign(client, worker)
-    gone = client.hdel(LAPTOPS, host) + client.zrem(SERVERS, host) + len(workers)
+    gone = client.hdel(LAPTOPS, host) + client.zrem(SERVERS, host) + client.hdel(DRAINED, host) + len(workers)
     return {"back": back, "gone": int(gone)}
 
 

@@ -1,25 +1,28 @@
 """The state of a host, from what was last heard of it. No I/O, and the one table of times.
 
 A laptop says itself how it is (its agent writes to LAPTOPS); silence is sleep, as long as nobody gives it up. A server
-says nothing but renews its workers' leases (which write to SERVERS); silence is a failure. Times are Redis' own.
+says nothing but renews its workers' leases (which write to SERVERS); silence is a failure, unless somebody drained it
+(playbooks/drain.yml writes to DRAINED). Times are Redis' own.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# Hash: a laptop's name and its report. Sorted set: a server's name and when one of its leases was last renewed.
-LAPTOPS, SERVERS = "muster:laptops", "muster:servers"
-State = Literal["ready", "draining", "asleep", "lost"]
+# Hash: a laptop's name and its report. Sorted set: a server's name and when one of its leases was last renewed. Hash: a
+# server's name, since when it is drained and why.
+LAPTOPS, SERVERS, DRAINED = "muster:laptops", "muster:servers", "muster:drained"
+State = Literal["ready", "draining", "drained", "asleep", "lost"]
 Kind = Literal["laptop", "server"]
 # From good to bad.
-STATES: tuple[State, ...] = ("ready", "draining", "asleep", "lost")
+STATES: tuple[State, ...] = ("ready", "draining", "drained", "asleep", "lost")
 DAY = 86_400.0
 LONGEST_TEXT = 200
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -120,34 +123,52 @@ def laptop(report: Report | None, leases: Collection[float], now: float) -> Verd
     return Verdict("asleep", report.why if report.state == "asleep" else "silent", since)
 
 
-def server(heard: float | None, leases: Collection[float], now: float) -> Verdict:
-    """A server's state; `heard` is when one of its leases was last renewed."""
-    if any(until > now for until in leases):
+def server(heard: float | None, leases: Collection[float], now: float, mark: str | None = None) -> Verdict:
+    """A server's state; `heard` is when one of its leases was last renewed, `mark` what was said of its drain."""
+    works = any(until > now for until in leases)
+    if mark is not None:
+        since, why = drained(mark)
+        return Verdict("draining" if works else "drained", why, since)
+    if works:
         return Verdict("ready", "", None)
     if heard is not None and now - heard < PATIENCE["server"].lost:
         return Verdict("ready", f"its workers are silent for {max(0.0, now - heard):.0f} s", None)
     return Verdict("lost", "none of its workers has a lease", heard)
 
 
+def drained(mark: str) -> tuple[float | None, str]:
+    """Since when, and why; every login of the app may write there."""
+    try:
+        found = json.loads(mark)
+        return _number(found.get("at")), plain(found.get("why"))
+    except (ValueError, RecursionError, AttributeError):
+        return None, ""
+
+
 def described(
-    reports: dict[str, str], heard: dict[str, float], leases: dict[str, float], now: float
+    reports: dict[str, str],
+    heard: dict[str, float],
+    leases: dict[str, float],
+    now: float,
+    marks: Mapping[str, str] = NOTHING,
 ) -> dict[str, dict[str, Any]]:
     """All hosts that are heard of: by name their kind, state, and what a laptop says of itself.
 
-    `leases` are of workers ("host/name"). A worker without a lease and a renewal of its own makes no host: a laptop
-    that was removed leaves nothing behind that could be lost.
+    `leases` are of workers ("host/name"), `marks` of servers that somebody drained. A worker without a lease and a
+    renewal of its own makes no host: a laptop that was removed leaves nothing behind that could be lost.
     """
     of_host: dict[str, list[float]] = {}
     for worker, until in leases.items():
         of_host.setdefault(worker.partition("/")[0], []).append(until)
-    servers = {host for host, at in heard.items() if now - at < SERVER_FORGOTTEN and host not in reports}
+    servers = {host for host, at in heard.items() if now - at < SERVER_FORGOTTEN} | set(marks)
+    servers -= set(reports)
     others = {host for host, untils in of_host.items() if any(until > now for until in untils)}
     found = {}
     for host in sorted(servers | set(reports) | others):
         kind: Kind = "server" if host in servers else "laptop"
         report = parse(reports[host], now) if host in reports else None
         mine = of_host.get(host, [])
-        verdict = server(heard.get(host), mine, now) if kind == "server" else laptop(report, mine, now)
+        verdict = server(heard.get(host), mine, now, marks.get(host)) if kind == "server" else laptop(report, mine, now)
         found[host] = {
             "kind": kind,
             "state": verdict.state,

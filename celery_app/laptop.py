@@ -1,4 +1,4 @@
-"""What a laptop's agent asks of the worker, and what the worker answers: files in a directory that both see."""
+"""What a laptop's agent, or who drains a server, asks of the worker, and what it answers: files that both see."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Want:
 
 @dataclass
 class Agent:
-    """The other side of `folder`; without one it is a server, which always works."""
+    """The other side of `folder`; without one nobody asks, and it always works."""
 
     folder: Path | None
     name: str

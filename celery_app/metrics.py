@@ -21,7 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from celery_app.config import HELD, PRIORITIES, Settings, list_key
-from celery_app.hosts import LAPTOPS, SERVERS, STATES, described
+from celery_app.hosts import DRAINED, LAPTOPS, SERVERS, STATES, described
 from celery_app.lease import COUNTS, DEAD, LEASES, connect
 from celery_app.schedule import LEADER, OUTCOMES, TICK, TICKS
 from celery_app.task import SENT
@@ -75,10 +75,14 @@ class Figures(Collector):
         now = float(client.time()[0])
         leases = dict(client.zrange(LEASES, 0, -1, withscores=True))
         heard = dict(client.zrange(SERVERS, 0, -1, withscores=True))
-        hosts = described(client.hgetall(LAPTOPS), heard, leases, now)
+        marks = client.hgetall(DRAINED)
+        hosts = described(client.hgetall(LAPTOPS), heard, leases, now, marks)
         self.workers = {name for name in self.workers if name.partition("/")[0] in hosts} | set(leases)
         for worker in sorted(self.workers):
             left, host = leases.get(worker, now) - now, worker.partition("/")[0]
+            # Away on purpose: nobody misses it.
+            if host in marks and left <= 0:
+                continue
             whose = [worker, host, hosts[host]["kind"] if host in hosts else "server"]
             alive.add_metric(whose, int(left > 0))
             lease.add_metric(whose, left)

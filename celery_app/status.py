@@ -12,7 +12,7 @@ from typing import Any
 import redis
 
 from celery_app.config import HELD, PRIORITIES, Settings, list_key
-from celery_app.hosts import LAPTOPS, SERVERS, described
+from celery_app.hosts import DRAINED, LAPTOPS, SERVERS, described
 from celery_app.lease import DEAD, LEASES, connect, holders
 
 BINDINGS = "_kombu.binding."
@@ -55,7 +55,7 @@ def read(client: redis.Redis) -> dict[str, Any]:
         for worker in sorted(holders(client) | set(leases))
     }
     heard = dict(client.zrange(SERVERS, 0, -1, withscores=True))
-    hosts = described(client.hgetall(LAPTOPS), heard, leases, now)
+    hosts = described(client.hgetall(LAPTOPS), heard, leases, now, client.hgetall(DRAINED))
     for name, host in hosts.items():
         host["tasks"] = [
             task for worker, about in workers.items() if worker.partition("/")[0] == name for task in about["tasks"]

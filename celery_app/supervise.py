@@ -4,8 +4,9 @@ A worker is killed with all its processes when Redis was out of reach for two th
 hangs, when this process was itself away (a laptop that slept), and when it takes nothing although there is something
 to take. Then its next life gives back what it held. Others do so when there is none, after the lease.
 
-On a laptop (celery_app/laptop.py) the worker also ends while the agent wants no work, and this process stays. There it
-does not end either when the host slept or was out of range: it begins anew, and no task is blamed for that.
+While no work is wanted here (celery_app/laptop.py: by a laptop's agent, or as its server is drained) the worker ends
+and this process stays. On a laptop it does not end either when the host slept or was out of range: it begins anew, and
+no task is blamed for that.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Supervisor:
         # A laptop is often out of range, and must not wait for Redis when its lid closes.
         hasty = {"socket_timeout": 2, "socket_connect_timeout": 2, "retry": Retry(NoBackoff(), 0)}
         self.client = lease.connect(settings, **(hasty if self.laptop else {}))
-        self.agent = Agent(Path(settings.laptop) if self.laptop else None, settings.worker.rpartition("/")[2])
+        folder = settings.laptop or settings.drain
+        self.agent = Agent(Path(folder) if folder else None, settings.worker.rpartition("/")[2])
         # The container is healthy while both are fresh (roles/celery_worker): the loop turns, and the lease is good.
         self.heartbeat = Path(settings.heartbeat)
         self.alive = self.heartbeat.with_suffix(".alive")
@@ -62,7 +64,7 @@ class Supervisor:
         self.taken, self.progress_at = -1, 0.0
 
     def run(self) -> int:
-        """Until the worker ends; the exit status. A laptop's also rests, and lives again."""
+        """Until the worker ends; the exit status. It also rests, and lives again."""
         signal.signal(signal.SIGTERM, self._tell)
         signal.signal(signal.SIGINT, self._tell)
         while not self.told.is_set():
@@ -82,7 +84,7 @@ class Supervisor:
         self.told.set()
 
     def _rest(self) -> None:
-        """The agent wants no work: the container is there and well, and holds nothing."""
+        """No work is wanted: the container is there and well, and holds nothing."""
         if not self.settled:
             self._end()
         self._fresh()
@@ -154,7 +156,7 @@ class Supervisor:
             if self.until is not None and time.monotonic() > self.until:
                 logger.warning("tasks still run after the time they had, and go back")
                 return ""
-            if self.laptop:
+            if self.agent.folder:
                 self._say()
                 if ending:
                     # Its event loop is over; the container is well.

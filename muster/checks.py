@@ -71,6 +71,7 @@ def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list
         *_laptops(inv),
         *_gateway(inv),
         *_storage(inv),
+        *_backup(inv),
         *_llm(inv),
         *_messages(inv),
         *_secrets(inv),
@@ -448,6 +449,26 @@ def _storage(inv: Inventory) -> Iterator[Problem]:
             )
         elif path and not folder.fullmatch(path):
             yield Problem(host, f"storage_path is {path!r}", "give the whole path of a folder, as in /srv/share")
+
+
+def _backup(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.members("backup"):
+        # Of a laptop that is the head more is wrong, and told.
+        if host not in [*inv.members("server"), *inv.members("ray_head")]:
+            yield Problem(host, "is in backup, but no server", "put hosts of the group server there")
+        repository = str(inventory.value(inv.hostvars[host], "backup_repository", ""))
+        if not re.match(r"/\S|sftp:\S+@\S|s3:\S|rest:\S|b2:\S|azure:\S|gs:\S", repository):
+            yield Problem(
+                host,
+                f"backup_repository is {repository!r}",
+                "give the whole path of a folder, or an address as in sftp:user@host:folder or s3:https://server/bucket",
+            )
+        elif repository.startswith("sftp:") and not inventory.value(inv.hostvars[host], "backup_known_host", ""):
+            yield Problem(
+                host,
+                "backup_known_host is empty, so nobody knows whether the SFTP server is the right one",
+                "set it to the line that `ssh-keyscan -t ed25519 SERVER` prints",
+            )
 
 
 def _llm(inv: Inventory) -> Iterator[Problem]:

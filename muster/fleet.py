@@ -9,6 +9,9 @@ from muster.tables import Screen
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 SHOWN_TASKS = 2
+# A server's, while somebody wants no work there.
+DRAINED = ("draining", "drained")
+RETURN = "ansible-playbook playbooks/undrain.yml"
 
 
 def span(seconds: float) -> str:
@@ -33,16 +36,19 @@ def tasks(held: Sequence[Mapping[str, str]], most: int) -> str:
     return ", ".join(named[:most]) + more or "-"
 
 
-def absent(celery: Mapping[str, Any] | None, names: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Laptops that take no work now: state and one line about each. Only a lost one is missing."""
+def absent(celery: Mapping[str, Any] | None, laptops: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Laptops that take no work now, and drained servers: state and one line about each. Only a lost one is missing."""
     found = {}
     for name, host in (celery or {}).get("hosts", {}).items():
-        if name not in names or host["kind"] != "laptop" or host["state"] == "ready":
+        guest = host["kind"] == "laptop" and name in laptops
+        if host["state"] == "ready" or not (guest or host["state"] in DRAINED):
             continue
         since = f" for {span(celery['now'] - host['since'])}" if celery and host["since"] is not None else ""
         why = f" ({host['why']})" if host["why"] else ""
         if host["state"] == "lost":
             line = f"missing: {name} is lost{since}{why}: wake it, or {removal(name)}"
+        elif host["state"] == "drained":
+            line = f"drained: {name}{since}{why}; back to work: {RETURN} -e host={name}"
         else:
             line = f"{host['state']}: {name}{since}{why}"
         found[name] = (host["state"], line)

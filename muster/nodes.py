@@ -32,7 +32,11 @@ def facts(
     }
     known |= {name: host["state"] for name, host in (celery or {}).get("hosts", {}).items()}
     hosts = _hosts(planned, None if answer is None else Figures(answer), known)
-    states = {host["name"]: host["state"] for host in hosts if host["kind"] == "laptop" and host["state"] != "ready"}
+    states = {
+        host["name"]: host["state"]
+        for host in hosts
+        if host["state"] != "ready" and (host["kind"] == "laptop" or host["state"] in fleet.DRAINED)
+    }
     nodes = _nodes(planned, ray, states, now)
     notes = []
     if ray is None:
@@ -65,6 +69,8 @@ def _hosts(planned: Mapping[str, Any], figures: Figures | None, known: Mapping[s
             state = known.get(name, "unknown")
         elif laptop:
             state = said.get(name, "ready" if here else "unknown")
+        elif said.get(name) in fleet.DRAINED:
+            state = said[name]
         else:
             state = "ready" if here else "down"
         hosts.append(

@@ -14,7 +14,7 @@ from muster.errors import MusterError
 from muster.inventory import value
 from muster.laptops import arguments, truth
 from muster.problems import meant
-from muster.silence import host_named
+from muster.silence import member
 
 ARGUMENTS = ("what", "host", "user", "keep_old")
 # What there is, and the groups whose hosts have it. One of these must not be left out by --limit.
@@ -85,7 +85,7 @@ def rotation(
             "keep_old is for the broker's password and for the authority: of all else there is one at a time",
             fix="leave keep_old out",
         )
-    host = host_named(host, hostvars, groups) if host else ""
+    host = member(host, hostvars, groups) if host else ""
     some = next(iter(groups.get("ray_head", ())), "") or next(iter(groups.get("cluster", ())), "")
     if not some:
         raise MusterError("the inventory has no hosts", fix="give yours, as in -i inventory/mine")

@@ -38,7 +38,7 @@ def silence(
         raise MusterError("nobody is named", fix="add -e host=server1, or -e alert=DiskFull, or both")
     if not groups.get("alertmanager"):
         raise MusterError("nobody sends messages: the group alertmanager is empty", fix="put a host into alertmanager")
-    host = host_named(host, hostvars, groups) if host else ""
+    host = member(host, hostvars, groups) if host else ""
     if alert and alert not in (names := alert_names()):
         close = meant(alert, names)
         fix = f"write {close}" if close else "give one of those"
@@ -71,7 +71,7 @@ def alert_names(root: Path = ROOT) -> list[str]:
     return [one.place.removeprefix("alert ") for one in of_rules(root) if one.is_alert]
 
 
-def host_named(host: str, hostvars: HostVars, groups: Groups) -> str:
+def member(host: str, hostvars: HostVars, groups: Groups) -> str:
     """A host's name, by its name or its address."""
     names = groups.get("cluster", ())
     if host in names:

@@ -16,7 +16,7 @@ Screen = Sequence[str | Rows]
 GOOD, ODD, BAD = "green", "yellow", "bold red"
 STYLES = {
     **dict.fromkeys(["alive", "ready"], GOOD),
-    **dict.fromkeys(["asleep", "away", "draining", "not planned", "unknown", "warning"], ODD),
+    **dict.fromkeys(["asleep", "away", "drained", "draining", "not planned", "unknown", "warning"], ODD),
     **dict.fromkeys(["critical", "dead", "down", "lost", "missing"], BAD),
 }
 

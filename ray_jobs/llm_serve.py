@@ -19,7 +19,8 @@ from ray_jobs.llm import config
 from ray_jobs.llm.config import APP, ROUTE, Model
 from ray_jobs.models import Name
 
-PATIENCE = 30.0
+# Where the head keeps what is served.
+NOTE = b"muster:llm"
 # Where models of language are on the shared storage: those of llm_train_tiny first.
 FOLDERS = ("models/llm", "models")
 
@@ -80,14 +81,22 @@ def room(wanted: config.Config) -> None:
             raise JobError(f"{model.name}: {model.cpus} CPUs are wanted of one server, the largest has {most:g}")
 
 
+def note(digest: str | None = None) -> str:
+    """What was deployed last and came up, as the head keeps it; with a digest that is written down."""
+    # Serve keeps nothing for us that does not cost a process: Ray's own table does.
+    from ray.experimental import internal_kv
+
+    if digest is not None:
+        internal_kv._internal_kv_put(NOTE, digest.encode())
+    return (internal_kv._internal_kv_get(NOTE) or b"").decode()
+
+
 def served(wanted: config.Config) -> bool:
-    """Whether this very thing runs already. What vLLM serves does not say."""
+    """Whether this very thing runs already."""
     from ray import serve
 
     there = serve.status().applications.get(APP)
-    if there is None or there.status != "RUNNING" or wanted.models[0].engine == "vllm":
-        return False
-    return bool(serve.get_app_handle(APP).digest.remote().result(timeout_s=PATIENCE) == wanted.digest)
+    return there is not None and there.status == "RUNNING" and note() == wanted.digest
 
 
 def follow(total: int) -> dict[str, int]:
@@ -121,6 +130,7 @@ def run(parameters: Serving, local: bool = False) -> Served:
 
     new = APP not in serve.status().applications
     if changed := new or not served(found):
+        note("")
         serving.deploy(api.build(found.model_dump()), APP, ROUTE)
     try:
         running = follow(sum(model.replicas.min for model in found.models))
@@ -129,6 +139,7 @@ def run(parameters: Serving, local: bool = False) -> Served:
             # Nobody used it yet, and Serve would try for ever.
             serve.delete(APP)
         raise
+    note(found.digest)
     replicas = {model.name: running.get(model.deployment, 0) for model in found.models}
     return Served(route=ROUTE, models=replicas, changed=changed, seconds=round(time.perf_counter() - start, 3))
 

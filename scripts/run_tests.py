@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the checks of this repository, two at a time, and ends with `N passed, N failed`.
 
-run_tests.py                 lint, unit tests and every Molecule scenario
+run_tests.py                 lint, unit tests and every Molecule scenario but the long ones
 run_tests.py lint unit       only these kinds; jobs and delivery are others
 run_tests.py scenario:ufw    one scenario; its hosts stay with KEEP=1
 """
@@ -39,6 +39,8 @@ AFTER = {
     "cluster": ("node_image",),
 }
 ALONE = ("cluster",)
+# Half an hour of backups, rotations and reboots: make soak has it, and make test SCENARIO=operate.
+LONG = ("operate",)
 # The others' ground, then what takes longest: what is short fills the lanes to the end.
 FIRST = ("pki", "registry", "node_image", "add_laptop", "laptop_sleep", "jobs", "celery_worker", "cluster")
 
@@ -106,13 +108,13 @@ def scenario_checks(names: list[str] | None = None) -> list[Check]:
     for name in names or []:
         if name not in found:
             sys.exit(f"There is no scenario {name!r}. There are: {', '.join(found)}")
-    chosen = names or [*FIRST, *(name for name in found if name not in FIRST)]
+    chosen = names or [*FIRST, *(name for name in found if name not in (*FIRST, *LONG))]
     keep = ["--destroy=never"] if os.environ.get("KEEP") else []
     return [
         Check(
             f"scenario:{name}",
             ["molecule", "-c", str(ROOT / ".config/molecule/config.yml"), "test", *keep, "-s", name],
-            4500 if name in ALONE else 1800,
+            4500 if name in (*ALONE, *LONG) else 1800,
             after=tuple(f"scenario:{other}" for other in AFTER.get(name, ())),
             alone=name in ALONE,
         )

@@ -167,6 +167,8 @@ def test_a_laptop_s_owner_does_not_feel_the_worker_and_can_pause_it(write: Rende
     server = compose(write, "celery_worker", host="server80", inventory_hostname="server80")["default-data"]
     assert "cpu_shares" not in server and "nice" not in server["entrypoint"]
     assert "MUSTER_LAPTOP" not in server["environment"] and not any("/laptop" in it for it in server["volumes"])
+    assert server["environment"]["MUSTER_DRAIN"] == "/drain" and "MUSTER_DRAIN" not in worker["environment"]
+    assert {"/var/lib/muster/drain:/drain:ro", "/var/lib/muster/drain/said:/drain/said"} <= set(server["volumes"])
 
 
 def test_redis_has_room_to_copy_itself(write: Render) -> None:

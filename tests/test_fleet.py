@@ -86,10 +86,12 @@ def test_only_a_lost_laptop_is_missing() -> None:
     hosts = {
         "a": laptop("ready"), "b": laptop("asleep", 7200, why="lid closed"), "c": laptop("draining", why="on battery"),
         "d": laptop("lost", 15 * DAY), "e": laptop("asleep"), "server1": SERVER | {"state": "lost"},
+        "server2": SERVER | {"state": "drained", "why": "new disk", "since": NOW - 7200},
     }  # fmt: skip
     assert fleet.absent({"now": NOW, "hosts": hosts}, ["a", "b", "c", "d", "server1"]) == {
         "b": ("asleep", "asleep: b for 2 h (lid closed)"),
         "c": ("draining", "draining: c for 1 min (on battery)"),
         "d": ("lost", f"missing: d is lost for 15 d: wake it, or {fleet.removal('d')}"),
+        "server2": ("drained", f"drained: server2 for 2 h (new disk); back to work: {fleet.RETURN} -e host=server2"),
     }
     assert fleet.absent(None, ["a"]) == {}

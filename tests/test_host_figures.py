@@ -376,10 +376,10 @@ def test_a_host_is_asked_about_what_it_has(
 
     found = settings()
     assert found["certificates"] == {name: f"/etc/muster/pki/{name}.crt" for name in ("host", "ca")}
-    assert (found["firewall"], found["backup_wanted"], bool(found["ray_jobs"])) == (True, False, head)
+    assert (found["firewall"], found["backup_wanted"], bool(found["ray_jobs"])) == (True, head, head)
     if head:
         assert found["ray_jobs"] == {"url": "http://127.0.0.1:8265", "token": "/opt/muster/ray_head/ray_token"}
-    assert settings(group_names=[*mine, "backup"])["backup_wanted"] is True
+    assert settings(group_names=[name for name in mine if name != "backup"])["backup_wanted"] is False
     without = settings(group_names=[name for name in mine if name not in ("ufw", "pki")])
     assert (without["firewall"], without["certificates"]) == (False, {})
     # Only the directory of the figures may be written, and it is where the exporter looks.

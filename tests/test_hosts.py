@@ -144,3 +144,20 @@ def test_hosts_are_told_apart() -> None:
         "server2": ("server", "lost"),
     }
     assert (found["server2"]["heard"], found["laptop1"]["heard"], found["new"]["heard"]) == (NOW - 70, NOW - 3, None)
+
+
+def test_a_drained_server_is_not_lost() -> None:
+    mark = json.dumps({"at": NOW - 3600, "why": "new\ndisk"})
+    marks = {"server1": mark, "server2": mark, "off": mark, "odd": "[1]", "laptop1": mark}
+    heard = {"server1": NOW - 5, "server2": NOW - 3000, "server3": NOW - 3000}
+    found = hosts.described(
+        {"laptop1": json.dumps(GOOD)}, heard, {"server1/a": NOW + 20, "server2/a": NOW - 20}, NOW, marks
+    )
+    assert {name: (host["state"], host["why"], host["since"]) for name, host in found.items()} == {
+        "laptop1": ("draining", "on battery", NOW - 60),
+        "odd": ("drained", "", None),
+        "off": ("drained", "new disk", NOW - 3600),
+        "server1": ("draining", "new disk", NOW - 3600),
+        "server2": ("drained", "new disk", NOW - 3600),
+        "server3": ("lost", "none of its workers has a lease", NOW - 3000),
+    }

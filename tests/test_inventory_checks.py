@@ -172,6 +172,21 @@ def test_variables(problems: Problems, variables: dict[str, Any], line: str) -> 
     assert len(found) == 1 and found[0].startswith(line), found
 
 
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"backup_repository": "nas/backup"}, "head: backup_repository is 'nas/backup'. Fix: give the whole path of a"),
+        ({"backup_repository": "sftp:nas"}, "head: backup_repository is 'sftp:nas'. Fix: give the whole path of a"),
+        ({"backup_repository": "sftp:safe@nas:muster"}, "head: backup_known_host is empty, so nobody knows whether"),
+        ({"backup_repository": "s3:https://s3.example.org/muster"}, ""),
+        ({"backup_repository": "sftp:safe@nas:muster", "backup_known_host": "nas ssh-ed25519 AAAA"}, ""),
+    ],
+)
+def test_backups_go_somewhere(problems: Problems, variables: dict[str, Any], line: str) -> None:
+    found = problems(HOSTS + "    backup:\n      hosts:\n        head:\n", all=variables)
+    assert [each.startswith(line) for each in found] == ([True] if line else []), found
+
+
 def test_one_shared_storage_and_not_two(problems: Problems) -> None:
     assert problems(serving("head"), all={"storage_server_path": "/srv/files"}) == []
     (line,) = problems(serving("head"), server1={"storage_path": "/srv/share"})

@@ -1,4 +1,4 @@
-"""A laptop's Ray node: the container stays while Ray comes and goes. `ray` is a script here."""
+"""A worker's Ray node: the container stays while Ray comes and goes. `ray` is a script here."""
 
 from __future__ import annotations
 
@@ -126,6 +126,40 @@ def test_what_takes_longer_than_it_may_is_killed(node: Node) -> None:
     assert time.monotonic() - begin > 1.5
     assert "gone" not in node.events
     assert not node.orphan_lives()
+
+
+def server(node: Node) -> Node:
+    """The same container on a server."""
+    node.environment["MUSTER_DRAIN"] = node.environment.pop("MUSTER_LAPTOP")
+    return node
+
+
+def test_a_drained_server_rests_when_celery_needs_ray_no_more(node: Node) -> None:
+    server(node).start()
+    until(5, "Ray runs", node.works)
+    begun = time.time()
+    given: dict[str, object] = {"work": False, "within": 20, "why": "new disk", "at": begun}
+    (node.folder / "want").write_text(json.dumps({**given, "ray": True}))
+    until(9, "it has said so once more", lambda: float(node.said["at"]) > begun + 1)
+    assert node.works()
+    (node.folder / "want").write_text(json.dumps(given))
+    until(3, "it rests", node.rests)
+    assert node.said["why"] == "new disk" and node.events == ["start", "drained", "gone"] and node.healthy()
+    (node.folder / "want").unlink()
+    until(5, "Ray runs again", node.works)
+
+
+def test_a_server_that_waits_for_the_head_is_not_well(node: Node) -> None:
+    node.head = 9
+    server(node).start()
+    until(5, "it waits", node.rests)
+    assert "waiting for the head" in node.said["why"] and not node.healthy()
+
+
+def test_a_server_is_where_it_is(node: Node) -> None:
+    node.address = "192.0.2.7"
+    server(node).start()
+    until(5, "Ray runs", node.works)
 
 
 def test_a_laptop_at_another_address_does_not_run_ray_and_says_why(node: Node) -> None:

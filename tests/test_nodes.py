@@ -95,6 +95,14 @@ def test_without_prometheus_the_broker_and_ray_know_the_states_and_nobody_the_us
     assert any(line.startswith("Prometheus does not answer") for line in lines)
 
 
+def test_a_drained_server_is_neither_down_nor_missing() -> None:
+    drained = figure("state", "1", host="server1", kind="server", state="drained")
+    lines = screen(answer=[*ANSWER, drained])
+    assert lines[4].split()[:3] == ["server1", "server", "drained"]
+    assert [line.split()[1] for line in lines if line.startswith("server1/")] == ["drained", "drained"]
+    assert not any(line.startswith("missing: server1") for line in lines)
+
+
 def test_without_the_head_no_node_is_called_missing() -> None:
     lines = screen(ray=None)
     assert any(line.split()[:2] == ["server1/worker-1", "unknown"] for line in lines)

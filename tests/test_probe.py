@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import os
 import socket
 import time
@@ -73,6 +74,17 @@ def test_it_sees_who_listens() -> None:
     with Door() as door:
         found = {one["port"]: one for one in module.listening()}
     assert found[door.port]["process"] and found[door.port]["uid"] == os.geteuid()
+
+
+def test_it_says_how_far_the_record_of_what_was_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "muster/before.json"
+    monkeypatch.setattr(module, "RECORD", str(file))
+    assert module.record() == "none"
+    file.parent.mkdir()
+    assert module.record() == "late"
+    for state, word in ("before", "begun"), ("after", "done"):
+        file.write_text(json.dumps({"packages": []} if state == "before" else {"installed": []}))
+        assert module.record() == word
 
 
 def test_a_refused_connection_is_not_blocked_but_silence_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import importlib.util
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -88,17 +87,3 @@ def test_health_is_what_every_address_says(
     assert not script.healthy([f"{url}/well", f"{url}/ill"])
     assert "503" in capsys.readouterr().out
     assert not script.healthy(["http://127.0.0.1:9/closed"])
-
-
-def test_a_worker_waits_until_the_head_listens(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as late:
-        late.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{late.getsockname()[1]}"
-        waiting = threading.Thread(target=script.wait_for, args=(address,), daemon=True)
-        waiting.start()
-        waiting.join(0.3)
-        assert waiting.is_alive(), "nobody listens yet"
-        late.listen()
-        waiting.join(5)
-        assert not waiting.is_alive()
-    assert f"waiting for the head at {address}" in capsys.readouterr().out

@@ -73,6 +73,7 @@ def render() -> Any:
             "ray_node_pids_limit": 8192,
             "ray_node_volumes": [],
             "ray_node_laptop_dir": "",
+            "ray_node_drain_dir": "",
             "ray_node_list": nodes,
             **changes,
         }
@@ -168,9 +169,13 @@ def test_a_missing_value_is_an_error_and_not_an_empty_option(render: Any) -> Non
         render([broken])
 
 
-def test_only_a_laptops_node_listens_to_an_agent(render: Any, tmp_path: Path) -> None:
-    server = judged(render([node()]), tmp_path)["services"]["worker-1"]
-    assert "MUSTER_LAPTOP" not in server["environment"]
+def test_a_laptops_node_listens_to_its_agent_and_a_servers_to_who_drains_it(render: Any, tmp_path: Path) -> None:
+    head = judged(render([node()]), tmp_path)["services"]["worker-1"]
+    assert not {"MUSTER_LAPTOP", "MUSTER_DRAIN"} & set(head["environment"])
+    server = judged(render([node()], ray_node_drain_dir="/var/lib/muster/drain"), tmp_path)["services"]["worker-1"]
+    assert "MUSTER_LAPTOP" not in server["environment"] and server["environment"]["MUSTER_DRAIN"] == "/drain"
+    assert server["environment"]["MUSTER_RAY_NODE"] == "worker-1"
+    assert "/var/lib/muster/drain/said" in json.dumps(server["volumes"])
     laptop = judged(render([node()], ray_node_laptop_dir="/var/lib/muster/laptop"), tmp_path)["services"]["worker-1"]
     assert laptop["environment"]["MUSTER_LAPTOP"] == "/laptop"
     assert laptop["environment"]["MUSTER_RAY_NODE"] == "worker-1"

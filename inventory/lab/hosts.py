@@ -67,6 +67,7 @@ def inventory(size: dict[str, int]) -> dict[str, Any]:
         "outside": {"hosts": list(spares)},
         "ray_head": {"hosts": ["head"]},
         "builder": {"hosts": ["controller"]},
+        "backup": {"hosts": ["head"]},
     }
 
 

@@ -19,6 +19,7 @@ try:
     from muster import (
         celery_sizing,
         celery_times,
+        drain,
         inventory,
         kubernetes,
         laptop_hours,
@@ -30,7 +31,9 @@ try:
         scrape,
         silence,
         sizing,
+        support,
         treehash,
+        uninstall,
     )
     from muster.errors import MusterError
     from muster.known import CONNECTION, known
@@ -91,8 +94,15 @@ class FilterModule:
             "muster_memory": _plain(sizing.parse_memory),
             "muster_add_laptop": _judged(laptops.add),
             "muster_remove_laptop": _judged(laptops.remove),
+            "muster_drain": _judged(drain.drain),
+            "muster_undrain": _judged(drain.undrain),
+            "muster_reboot": _judged(drain.reboot),
+            "muster_away": _plain(drain.away),
+            "muster_nodes_of": _plain(drain.nodes_of),
             "muster_rotation": _judged(rotation.rotation),
             "muster_silence": _judged(silence.silence),
+            "muster_support": _plain(support.bundle),
+            "muster_uninstall": _judged(uninstall.uninstall),
             "muster_silence_calls": _plain(silence.calls),
             "muster_tree_hash": _plain(treehash.tree_hash),
             "muster_tree_archive": _plain(treehash.tree_archive),

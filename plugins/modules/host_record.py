@@ -22,15 +22,24 @@ DOCUMENTATION = r"""
 module: host_record
 short_description: Remembers on a host what was there before it was set up
 description:
-  - The first call with O(state=before) writes the record; a later one leaves it alone.
-  - O(state=after) adds what has come since, packages and groups, unless that is known already.
-  - O(state=undo) brings all of that back, removes what is new, and the record with it. On a host without a record
-    only those of C(paths) go that nobody else can have made, and packages stay.
+  - The first call with O(state=before) writes the record; a later one leaves it alone. Where the record's folder is
+    there without it, the host was set up before there were records, and gets none.
+  - O(state=after) adds what has come since, packages and groups; once that is known, the packages that C(apt) names.
+  - O(state=undo) removes C(paths), brings back what was recorded, removes what is new, and the record with it. On a
+    host without a record only C(paths) go, and packages stay.
+  - An engine that came with us and holds what is not ours is an error, before anything is changed.
 options:
   path: {description: The record's file., type: path, required: true}
   state: {description: What to do., type: str, choices: [before, after, undo], required: true}
-  paths: {description: Files and directories that may be written., type: list, elements: path, default: []}
+  paths:
+    description: What may be written. With O(state=undo) those that nobody but us makes, as patterns.
+    type: list
+    elements: path
+    default: []
+  keep: {description: Directories that stay unless they are empty., type: list, elements: path, default: []}
   units: {description: Units that may be started., type: list, elements: str, default: []}
+  sysctl: {description: Settings of the kernel that may change., type: list, elements: str, default: []}
+  apt: {description: What apt has said since the record was complete., type: list, elements: str, default: []}
 """
 
 RETURN = r"""
@@ -45,6 +54,8 @@ EXAMPLES = r"""
 
 # The chain that role ufw makes: whoever has it has our rules.
 MARK = "muster-published"
+# The role registry's, container and volume.
+REGISTRY = "muster-registry"
 TABLES = [(program, table) for program in ("iptables", "ip6tables") for table in ("filter", "nat")]
 
 
@@ -77,6 +88,24 @@ def one(name: str) -> dict[str, Any]:
     return {**found, "kind": "file", "content": base64.b64encode(path.read_bytes()).decode()}
 
 
+def settings(names: list[str]) -> dict[str, str]:
+    """What the kernel is set to, in the order of the names; without those that it does not know."""
+    found = {name: text(f"/proc/sys/{name.replace('.', '/')}").strip() for name in names}
+    return {name: value for name, value in found.items() if value}
+
+
+def new_packages(said: str) -> list[str]:
+    """Those that apt says it installs."""
+    found = re.search(r"^The following NEW packages will be installed:\n((?: .*\n)+)", said, re.M)
+    return found.group(1).split() if found else []
+
+
+def mounts() -> set[Path]:
+    """Where something is mounted."""
+    lines = text("/proc/self/mountinfo").splitlines()
+    return {Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), line.split()[4])) for line in lines}
+
+
 def unit(name: str) -> dict[str, Any]:
     """Whether it starts with the host, and whether it runs."""
 
@@ -94,6 +123,7 @@ class Undo:
         self.gone: list[str] = []
         self.kept: list[str] = []
         self.ours: list[str] = []
+        self.keep = {Path(path) for path in module.params.get("keep", [])}
 
     def call(self, *command: str, check: bool = False) -> str:
         if self.module.check_mode:
@@ -109,6 +139,30 @@ class Undo:
 
     def was_active(self, name: str) -> bool:
         return any(was["name"] == name and was["active"] for was in self.record.get("units", []))
+
+    def judge(self) -> None:
+        """Nobody loses containers and volumes of their own with an engine that came with us."""
+        if not self.record or self.was_active("docker.service") or not self.module.get_bin_path("docker"):
+            return
+        form = '{{.Names}}\t{{.Label "com.docker.compose.project.working_dir"}}'
+        folders = tuple(f"{path}/" for path in self.module.params["paths"])
+        containers = [line.split("\t") for line in self.ask("docker", "ps", "--all", "--format", form)]
+        others = [f"container {name}" for name, folder in containers if not folder.startswith(folders)]
+        form = '{{.Name}}\t{{.Label "com.docker.compose.project"}}'
+        volumes = [line.split("\t") for line in self.ask("docker", "volume", "ls", "--format", form)]
+        ours = {folder.rpartition("/")[2] for _, folder in containers if folder.startswith(folders)}
+        # What has only a number belonged to a container.
+        named = [name for name, project in volumes if project not in ours and not re.fullmatch("[0-9a-f]{64}", name)]
+        others += [f"volume {name}" for name in named]
+        others = [other for other in others if other.split()[1] != REGISTRY]
+        if others:
+            self.module.fail_json(
+                msg=f"Docker came with Muster, would go with it, and holds what is not Muster's: {', '.join(others)}. "
+                "Fix: take that elsewhere and remove it, then run this again. Nothing was changed on this host."
+            )
+
+    def ask(self, *command: str) -> list[str]:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
 
     def stop(self) -> None:
         """The rules leave the kernel while there are the programs that can take them out."""
@@ -150,15 +204,22 @@ class Undo:
             self.call("apt-get", "purge", "--yes", *ours, check=True)
             self.gone += ours
 
+    def is_kept(self, path: str) -> bool:
+        return any(Path(path).is_relative_to(keep) for keep in self.keep)
+
     def path(self, was: dict[str, Any]) -> None:
         now, path = one(was["path"]), Path(was["path"])
         if now == was:
+            return
+        if was["kind"] == "absent" and not removable(path, self.keep):
             return
         self.gone.append(was["path"])
         if self.module.check_mode:
             return
         if was["kind"] in ("absent", "link"):
-            remove(path)
+            remove(path, self.keep | mounts() - {path})
+            if path.is_dir() and any(path.iterdir()):
+                self.kept.append(f"{path}, in which something else is mounted or kept")
         if was["kind"] == "link":
             path.symlink_to(was["target"])
         if was["kind"] == "directory":
@@ -179,6 +240,16 @@ class Undo:
             self.call("groupdel", name, check=True)
         self.gone += sorted(users | groups)
 
+    def kernel(self) -> None:
+        """Its settings, the wider ones first, as they set others."""
+        for name, was in self.record.get("sysctl", {}).items():
+            now = settings([name]).get(name, was)
+            if now == was:
+                continue
+            self.gone.append(f"{name} = {now}")
+            if not self.module.check_mode:
+                Path(f"/proc/sys/{name.replace('.', '/')}").write_text(was)
+
     def units(self) -> None:
         """What was there already runs again as it did, with its own settings."""
         self.call("systemctl", "daemon-reload")
@@ -196,17 +267,26 @@ class Undo:
             self.call("ufw", "--force", "enable")
 
     def run(self) -> None:
+        self.judge()
         self.stop()
         self.packages()
         if self.record and "installed" not in self.record:
             self.kept.append("packages: it was never enrolled to the end, so nobody knows which are ours")
-        if not self.record and any(Path(path).exists() for path in self.module.params["paths"]):
+        if not self.record and any(removable(Path(path), self.keep) for path in self.module.params["paths"]):
             self.kept.append("packages, Docker's and UFW's settings: nobody wrote down what was there before")
-        # Those inside others last: what is gone with its folder is gone.
-        was = self.record.get("paths") or [{"path": path, "kind": "absent"} for path in self.module.params["paths"]]
+        # Ours were never there, whatever an older record says: it may have been written over what was kept.
+        patterns = self.module.params["paths"]
+        ours = sorted({str(path) for one in patterns for path in [one, *Path("/").glob(one.lstrip("/"))]})
+        recorded = self.record.get("paths", [])
+        was = [entry for entry in recorded if entry["path"] not in ours and not self.is_kept(entry["path"])]
+        was += [{"path": path, "kind": "absent"} for path in ours]
+        # Those inside others last: what is gone with its folder is gone. But what is kept is emptied first.
         record = self.module.params["path"]
-        for entry in sorted(was, key=lambda entry: (record.startswith(entry["path"]), entry["path"])):
+        for entry in sorted(
+            was, key=lambda entry: (record.startswith(entry["path"]), Path(entry["path"]) in self.keep, entry["path"])
+        ):
             self.path(entry)
+        self.kernel()
         self.names()
         self.units()
         if Path(record).exists() and not self.module.check_mode:
@@ -221,15 +301,25 @@ def text(path: str) -> str:
         return ""
 
 
-def remove(path: Path) -> None:
-    """Whatever it is. A directory that is a mount of its own stays, empty."""
+def removable(path: Path, keep: set[Path]) -> bool:
+    """Whether there is something that may go."""
+    if path in keep and path.is_dir() and any(path.iterdir()):
+        return False
+    return path.is_symlink() or path.exists()
+
+
+def remove(path: Path, leave: set[Path]) -> None:
+    """Whatever it is, but for what is to be left below it. A directory that is a mount of its own stays, empty."""
     if path.is_symlink() or path.is_file():
         path.unlink()
-    elif path.is_mount():
-        for inner in path.iterdir():
-            remove(inner)
-    elif path.is_dir():
+    elif path.is_dir() and not any(one.is_relative_to(path) for one in leave | mounts()):
         shutil.rmtree(path)
+    elif path.is_dir():
+        for inner in path.iterdir():
+            if inner not in leave:
+                remove(inner, leave)
+        if path not in mounts() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def main() -> None:
@@ -238,14 +328,17 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["before", "after", "undo"], "required": True},
             "paths": {"type": "list", "elements": "path", "default": []},
+            "keep": {"type": "list", "elements": "path", "default": []},
             "units": {"type": "list", "elements": "str", "default": []},
+            "sysctl": {"type": "list", "elements": "str", "default": []},
+            "apt": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     params, file = module.params, Path(module.params["path"])
     record: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     old = dict(record)
-    if params["state"] == "before" and not record:
+    if params["state"] == "before" and not record and not file.parent.exists():
         record = {
             "packages": packages(),
             "groups": sorted(entry.gr_name for entry in grp.getgrall()),
@@ -253,8 +346,12 @@ def main() -> None:
             "paths": [one(path) for path in params["paths"]],
             "units": [unit(name) for name in params["units"]],
             "rules": [(*where, rules(*where)) for where in TABLES],
+            "sysctl": settings(params["sysctl"]),
         }
-    if params["state"] == "after" and record and "installed" not in record:
+    if params["state"] == "after" and "installed" in record:
+        new = {name for said in params["apt"] for name in new_packages(said)}
+        record["installed"] = sorted(new.union(record["installed"]))
+    elif params["state"] == "after" and record:
         record["installed"] = sorted(set(packages()) - set(record.pop("packages")))
         record["new_groups"] = sorted({entry.gr_name for entry in grp.getgrall()} - set(record.pop("groups")))
         record["new_users"] = sorted({entry.pw_name for entry in pwd.getpwall()} - set(record.pop("users")))

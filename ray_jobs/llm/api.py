@@ -148,17 +148,12 @@ def event(body: Mapping[str, Any]) -> str:
 class OpenAI:
     """Speaks OpenAI's language with clients, and plain dicts with the models."""
 
-    def __init__(self, models: dict[str, tuple[dict[str, Any], DeploymentHandle]], digest: str) -> None:
-        self._digest = digest
+    def __init__(self, models: dict[str, tuple[dict[str, Any], DeploymentHandle]]) -> None:
         self._models = {name: (Model.model_validate(values), handle) for name, (values, handle) in models.items()}
         self._since = int(time.time())
         # Requests that are there, and tokens that were sent, by model.
         self._there = Counter[str]()
         self._sent = Counter[str]()
-
-    def digest(self) -> str:
-        """For the job, which has to know whether this is what it would serve."""
-        return self._digest
 
     @app.get("/v1/models")
     async def models(self) -> dict[str, Any]:
@@ -358,5 +353,5 @@ def build(args: dict[str, Any]) -> serve.Application:
             ray_actor_options={"num_cpus": 0.1, "label_selector": afar.SERVER},
             max_ongoing_requests=sum(model.most for model in wanted.models) + 100,
         )
-        .bind(models, wanted.digest)
+        .bind(models)
     )

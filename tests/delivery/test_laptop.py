@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from celery_app import lease
+from celery_app import drained, lease, status
 from celery_app.hosts import LAPTOPS
 from tests.delivery.conftest import RedisServer, Worker, children, kill, until
 from tests.laptop_folder import LaptopFolder
@@ -26,10 +26,12 @@ class Laptop(LaptopFolder):
 
     service = "celery_default"
 
-    def __init__(self, folder: Path, client: redis.Redis, start: Callable[..., Worker]) -> None:
+    def __init__(
+        self, folder: Path, client: redis.Redis, start: Callable[..., Worker], setting: str = "laptop"
+    ) -> None:
         self.folder, self.client = folder, client
         (folder / "said").mkdir(parents=True)
-        self.worker = start("lap", laptop=folder, concurrency=1, lease=LEASE)
+        self.worker = start("lap", **{setting: folder}, concurrency=1, lease=LEASE)
 
     def ready(self) -> Laptop:
         self.worker.ready()
@@ -173,3 +175,24 @@ def test_a_laptop_that_rests_can_be_told_to_end(laptop: Laptop) -> None:
     assert laptop.worker.stop() == 0
     laptop.worker.start()
     until(lambda: laptop.healthy() and laptop.rests(), "it rests from the start", 30)
+
+
+def test_a_drained_server_rests_and_stays_known(
+    app: Any, redis_server: RedisServer, tmp_path: Path, worker: Callable[..., Worker]
+) -> None:
+    server = Laptop(tmp_path / "drain", redis_server.client, worker, setting="drain").ready()
+    held = begun(app, server)
+    client, host = server.client, server.worker.name.partition("/")[0]
+    assert drained.mark(client, host, "new disk") and not drained.mark(client, host, "new disk")
+    assert status.read(client)["hosts"][host]["state"] == "draining"
+    server.want(False, 1)
+    until(server.rests, "it rests", 20)
+    assert (server.held, client.llen("default"), client.zcard(lease.LEASES)) == (0, 1, 0)
+    assert deaths(client, held) is None and server.worker.process.poll() is None and server.healthy()
+    assert status.read(client)["hosts"][host]["state"] == "drained"
+    assert drained.over(client, host) and not drained.over(client, host)
+    (server.folder / "want").unlink()
+    until(lambda: client.llen("began") == 2, "the task began again")
+    client.set("open:x", 1)
+    assert held.get(timeout=30) == "x"
+    assert status.read(client)["hosts"][host]["state"] == "ready"

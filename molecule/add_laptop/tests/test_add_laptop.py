@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
+import snapshot
 from celery_lab import REDIS, ROOT, SECRETS, Broker, secret
 from ray_lab import Lab, until
 
@@ -26,44 +27,13 @@ SERVERS = {"head": ("default",), "server1": ("default",)}
 WORKER = ("default-data",)
 INSIDE = "celery_worker-default-1"
 
-# What changes by itself, or by anything that is installed and removed: caches, logs, and files that say when.
-VOLATILE = (
-    r"^/var/lib/(apt|dpkg|systemd|private|ucf|dbus|docker/|containerd/|pam|polkit-1)",
-    r"^/(etc/(mtab|ld.so.cache|resolv.conf|machine-id|\.pwd\.lock|(passwd|group|shadow|gshadow|subuid|subgid)-?$))",
-    r"__pycache__|\.pyc$",
-    r"^/etc/ssl/certs|^/usr/share/(doc|man|info|locale|bash-completion|lintian|mime)",
-)
-LOOK = r"""
-dpkg-query -W -f 'package ${db:Status-Status} ${binary:Package}\n' | grep -v 'not-installed'
-getent passwd | sed 's/^/user /'; getent group | sed 's/^/group /'
-find /etc /usr /opt /var/lib -xdev -printf 'file %y %m %u %g %p %l\n'
-find /etc -xdev -type f ! -name '*-' -exec sha256sum {} + | sed 's/^/content /'
-for p in iptables ip6tables; do command -v $p >/dev/null && $p -S | sed "s/^/$p /"; done
-systemctl list-unit-files --no-legend | awk '{print "unit", $1, $2}'
-for u in docker.service docker.socket containerd.service ufw.service muster-laptop.service; do
-  echo "state $u $(systemctl is-active $u) $(systemctl is-enabled $u 2>/dev/null)"
-done
-"""
-
-
-def look(host: str) -> set[str]:
-    """All that a laptop's owner could miss or find too much."""
-    found = set()
-    for line in LAB.on(host, "sh", "-c", LOOK).splitlines():
-        kind, _, rest = line.partition(" ")
-        path = rest.partition(" /")[2].partition(" ")[0] if kind in ("file", "content") else ""
-        if not (path and any(re.search(pattern, f"/{path}") for pattern in VOLATILE)):
-            found.add(line.strip())
-    return found
-
 
 @pytest.fixture(scope="module")
 def before() -> dict[str, set[str]]:
     """Taken before the first test adds anybody; a run on kept hosts goes on with what was seen then."""
-    kept = ROOT / ".lab/add_laptop_before.json"
     if not FILE.exists():
-        kept.write_text(json.dumps({host: sorted(look(host)) for host in LAPTOPS}))
-    return {host: set(lines) for host, lines in json.loads(kept.read_text()).items()}
+        snapshot.keep(LAB, LAPTOPS)
+    return snapshot.kept(LAB)
 
 
 def play(name: str, **arguments: str) -> subprocess.CompletedProcess[str]:
@@ -186,7 +156,7 @@ def test_one_that_leaves_hands_back_and_has_what_it_had(before: dict[str, set[st
     assert python(f"print(app.AsyncResult({held!r}).state)") in ("STARTED", "PENDING")
     assert BROKER.all_there(workers(other)) and redis() == broker
     gone(name)
-    assert look(name) == before[name]
+    assert not snapshot.changes(before[name], snapshot.look(LAB, name))
     python(f"app.control.revoke({held!r}, terminate=True)")
     assert not any(good(play("remove-laptop.yml", host=LAPTOPS[name])).values())
 
@@ -226,4 +196,4 @@ def test_one_that_is_lost_is_shut_out_and_may_come_back(before: dict[str, set[st
     until(30, "it works again", lambda: BROKER.all_there(workers(name)))
     good(play("remove-laptop.yml", host=name))
     gone(name)
-    assert look(name) == before[name]
+    assert not snapshot.changes(before[name], snapshot.look(LAB, name))

@@ -37,14 +37,14 @@ RUNS = {
 }
 
 
-def muster(*words: str) -> dict[str, Any]:
+def muster(*words: str, typed: str = "") -> Any:
+    """What a command says; several things as a list."""
     done = subprocess.run(
         [sys.executable, "-m", "muster.cli", *words, "--json", *LAB.inventory],
-        cwd=ROOT, env=LAB.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        cwd=ROOT, env=LAB.environment, input=typed, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    return [json.loads(line) for line in done.stdout.splitlines()] if typed else json.loads(done.stdout)
 
 
 def run(job: str, *parameters: str) -> dict[str, Any]:
@@ -107,6 +107,16 @@ def talks() -> None:
     assert said["text"] and said["tokens"] == 8, said
     # Its replica is on the server that has CPUs, and never on the head.
     assert said["node"] == "server1/worker-1", said
+    # What its user may ask for, each answer a line of JSON.
+    status, actors, models, logs, test = muster(
+        "chat", "tiny", typed="/status\n/actors\n/models\n/logs\n/test\n/quit\n"
+    )
+    (replica,) = [actor for actor in actors if "model-tiny" in actor["class"]]
+    assert (replica["node"], replica["state"]) == ("server1/worker-1", "alive")
+    assert [one["node"] for one in status["models"]["tiny"]["replicas"]] == [replica["node"]]
+    assert status["nodes"]["server1/worker-1"]["CPU"] and models == ["tiny"]
+    assert {one["replica"] for one in logs} == {one["replica"] for one in actors} and all(one["log"] for one in logs)
+    assert [(one["model"], one["result"]) for one in test] == [("tiny", "ok")]
     assert run("llm_serve", "stop=true")["route"] is None
 
 

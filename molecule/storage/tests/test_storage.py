@@ -147,6 +147,22 @@ def test_what_cannot_be_mounted_is_an_error_each_time_and_no_end() -> None:
     assert LAB.on("server1", "systemctl", "is-active", f"{UNIT}.automount").strip() == "active"
 
 
+def test_without_a_server_units_and_link_go() -> None:
+    play = ("playbooks/storage.yml", "--limit", "server1", "-e", json.dumps({"__storage_server": ""}))
+    try:
+        gone, again = LAB.play(*play), LAB.play(*play)
+        assert "failed=0" in gone.stdout and "changed=0" not in gone.stdout, gone.stdout[-3000:]
+        assert "changed=0" in again.stdout, again.stdout[-3000:]
+        assert not LAB.on(
+            "server1", "sh", "-c", "ls -d /srv/muster /etc/systemd/system/*muster*mount 2>/dev/null || true"
+        )
+        assert UNIT not in LAB.on("server1", "systemctl", "list-units", "--all", "--plain", "--no-legend")
+    finally:
+        back = LAB.play("playbooks/storage.yml", "--limit", "server1")
+    assert back.returncode == 0, back.stdout[-3000:]
+    assert LAB.on("server1", "systemctl", "is-active", f"{UNIT}.automount").strip() == "active"
+
+
 def test_nothing_else_listens_because_of_it() -> None:
     for host in ("head", "server1"):
         listening = {line.split()[4].rsplit(":", 1)[1] for line in LAB.on(host, "ss", "-Hltun").splitlines()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import platform
 import re
@@ -29,6 +30,10 @@ options:
     default: []
   folder:
     description: A folder that has to be there; empty asks for none.
+    type: str
+    default: ""
+  want:
+    description: The file that says that the host is drained; empty asks for none.
     type: str
     default: ""
   timeout:
@@ -63,11 +68,16 @@ clock_skew:
   description: Seconds by which the host's clock is ahead of the controller's, at least.
   returned: always
   type: float
+drained:
+  description: Why it is drained, in one line; empty when it is not.
+  returned: always
+  type: str
 """
 
 LISTEN = "0A"
 NVIDIA = "0x10de"
 DISPLAY_CLASS = "0x03"
+RECORD = "/etc/muster/before.json"
 
 
 def read(path):
@@ -113,6 +123,15 @@ def folder(path):
     return "is not there" if done.returncode else ""
 
 
+def drained(path):
+    """Why no work is wanted here."""
+    try:
+        want = json.loads(read(path) or '{"work": true}') if path else {"work": True}
+        return "" if want["work"] else str(want["why"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 def gpus():
     """Models of NVIDIA's cards; without their driver only that they are there."""
     cards = sorted(Path("/proc/driver/nvidia").glob("gpus/*/information"))
@@ -131,6 +150,14 @@ def docker(module):
         return ""
     found = re.search(r"(\d[\w.]*)", module.run_command([program, "--version"])[1])
     return found.group(1) if found else ""
+
+
+def record():
+    """How far playbooks/record.yml has come here: none, begun, done, or late, as Muster was here before."""
+    if not Path(RECORD).parent.exists():
+        return "none"
+    written = read(RECORD)
+    return "done" if '"installed"' in written else "begun" if written else "late"
 
 
 def listening():
@@ -195,6 +222,7 @@ def main():
         argument_spec={
             "doors": {"type": "list", "elements": "dict", "default": []},
             "folder": {"type": "str", "default": ""},
+            "want": {"type": "str", "default": ""},
             "timeout": {"type": "float", "default": 1.5},
             "knock": {"type": "float", "default": 0},
         },
@@ -211,6 +239,8 @@ def main():
         gpus=gpus(),
         docker=docker(module),
         folder=folder(module.params["folder"]),
+        record=record(),
+        drained=drained(module.params["want"]),
         firewall="ENABLED=yes" in read("/etc/ufw/ufw.conf"),
         listening=listening(),
         blocked=asyncio.run(blocked(module.params["doors"], module.params["timeout"])),

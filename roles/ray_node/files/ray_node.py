@@ -20,8 +20,8 @@ from typing import Any
 
 DAY = 86_400
 SWEEP_EVERY = 3_600
-# How often a laptop's node looks at what its agent wants, how often it says what it does, and how often it asks for the
-# head. What a service of a laptop said longer ago than SILENT is not believed.
+# How often a worker looks at what is wanted of it, how often it says what it does, and how often it asks for the
+# head. What it said longer ago than SILENT is not believed.
 LOOK, SAY, ASK, SILENT = 0.25, 5.0, 2.0, 15.0
 # Seconds for running tasks when the container is told to stop; of any time to end, the last one is for Ray itself.
 STOP, LAST = 10.0, 1.0
@@ -67,21 +67,6 @@ def prepare(root: Path, spill: Path, keep: int, days: float) -> None:
     sweep(root, days)
 
 
-def wait_for(address: str) -> None:
-    """Wait until the head accepts connections, however long it is away."""
-    host, port = address.rsplit(":", 1)
-    told = 0.0
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=3).close()
-            return
-        except OSError as error:
-            if time.monotonic() - told > 60:
-                told = time.monotonic()
-                print(f"waiting for the head at {address}: {error}", flush=True)
-            time.sleep(1)
-
-
 def fork_sweeper(root: Path, days: float) -> int:
     """Sweep once an hour beside Ray; it ends with what started it. Its pid."""
     if pid := os.fork():
@@ -96,7 +81,7 @@ def fork_sweeper(root: Path, days: float) -> int:
 
 
 def start(arguments: list[str]) -> None:
-    """Clean up, wait for the head where this is a worker, and become `ray start`; on a laptop watch over it."""
+    """Clean up and become `ray start`; where somebody may want no work (`wanted_in`), watch over it."""
     data = Path(os.environ["RAY_TMPDIR"])
     root, spill = data / "ray", data / "spill"
     days = float(os.environ["MUSTER_RAY_LOG_DAYS"])
@@ -104,13 +89,10 @@ def start(arguments: list[str]) -> None:
     for path in (root, spill, *([data / "gcs", data / "dashboards"] if "--head" in arguments else [])):
         path.mkdir(exist_ok=True)
     keep = int(os.environ["MUSTER_RAY_SESSIONS"])
-    if folder := os.environ.get("MUSTER_LAPTOP"):
-        guest = Guest(Path(folder), arguments, fork_sweeper(root, days), lambda: prepare(root, spill, keep, days))
-        sys.exit(guest.run())
+    if folder := wanted_in():
+        worker = Worker(folder, arguments, fork_sweeper(root, days), lambda: prepare(root, spill, keep, days))
+        sys.exit(worker.run())
     prepare(root, spill, keep, days)
-    for argument in arguments:
-        if argument.startswith("--address="):
-            wait_for(argument.removeprefix("--address="))
     fork_sweeper(root, days)
     os.execvp("ray", ["ray", "start", "--block", *arguments])
 
@@ -153,12 +135,19 @@ def said_path(folder: Path) -> Path:
     return folder / "said" / f"ray_{os.environ['MUSTER_RAY_NODE']}.json"
 
 
-class Guest:
-    """A laptop's node: Ray runs while the laptop's agent wants work (roles/laptop), the container all the time."""
+def wanted_in() -> Path | None:
+    """Where a laptop's agent (roles/laptop), or who drains a server (playbooks/drain.yml), says whether to work."""
+    folder = os.environ.get("MUSTER_LAPTOP") or os.environ.get("MUSTER_DRAIN")
+    return Path(folder) if folder else None
+
+
+class Worker:
+    """A worker's node: Ray runs while work is wanted here, the container all the time."""
 
     def __init__(self, folder: Path, arguments: list[str], sweeper: int, prepare: Any) -> None:
         self.folder, self.arguments, self.sweeper, self.prepare = folder, arguments, sweeper, prepare
         self.address, self.head = option(arguments, "node-ip-address"), option(arguments, "address")
+        self.laptop = bool(os.environ.get("MUSTER_LAPTOP"))
         self.ray: subprocess.Popen[bytes] | None = None
         self.told = False
         # When what runs must have ended; nothing while the node takes tasks.
@@ -204,11 +193,15 @@ class Guest:
             pass
         if self.told:
             return "it is told to stop"
-        if not self.want.get("work", True):
-            return str(self.want.get("why", "")) or "the laptop pauses"
-        if not is_ours(self.address):
+        if not self.wanted():
+            return str(self.want.get("why", "")) or "no work is wanted"
+        if self.laptop and not is_ours(self.address):
             return f"the laptop is not at {self.address} now, and Ray knows it there"
         return ""
+
+    def wanted(self) -> bool:
+        """Whether Ray is to run. What Celery still does here may need it: with `ray` it stays until that has ended."""
+        return bool(self.want.get("work", True) or self.want.get("ray", False))
 
     def rest(self, why: str) -> None:
         if not why:
@@ -228,9 +221,7 @@ class Guest:
         assert self.ray
         moment = time.monotonic()
         if why:
-            within = (
-                STOP if self.told else float(self.want.get("within", 0)) if not self.want.get("work", True) else LAST
-            )
+            within = STOP if self.told else float(self.want.get("within", 0)) if not self.wanted() else LAST
             if self.until is None:
                 print(f"Ray is drained: {why}", flush=True)
                 # It takes nothing more, and ends when nothing runs.
@@ -281,17 +272,18 @@ class Guest:
 
 
 def rests(folder: Path) -> bool:
-    """Whether a laptop's node is there and does not run Ray, as it should."""
+    """Whether a node is there and does not run Ray, as it should; a server's should, unless it is drained."""
     try:
         said = json.loads(said_path(folder).read_text())
-        return not said["work"] and abs(time.time() - float(said["at"])) < SILENT
+        meant = os.environ.get("MUSTER_LAPTOP") or not json.loads((folder / "want").read_text())["work"]
+        return bool(meant) and not said["work"] and abs(time.time() - float(said["at"])) < SILENT
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def healthy(urls: list[str]) -> bool:
-    """Whether Ray itself answers well at every address; on a laptop it may rest."""
-    if (folder := os.environ.get("MUSTER_LAPTOP")) and rests(Path(folder)):
+    """Whether Ray itself answers well at every address; it may also rest."""
+    if (folder := wanted_in()) and rests(folder):
         return True
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for url in urls:

@@ -65,7 +65,8 @@ function showHosts(found) {
   const columns = ["cpu", "memory", "disk", "store"].map((name) => by(found[name], "host"));
   fill("#hosts tbody", Object.keys(kinds).sort().map((host) => {
     const here = up[host] === 1, laptop = kinds[host] === "laptop";
-    const word = laptop ? state[host] ?? (here ? "ready" : "unknown") : here ? "ready" : "down";
+    const drained = ["draining", "drained"].includes(state[host]);
+    const word = laptop ? state[host] ?? (here ? "ready" : "unknown") : drained ? state[host] : here ? "ready" : "down";
     const kind = word === "ready" ? "good" : word === "down" || word === "lost" ? "critical" : "quiet";
     const row = element("tr"), name = element("td", host), said = element("td", word, kind);
     if (laptop) name.append(element("small", " laptop", "quiet"));
