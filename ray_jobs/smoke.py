@@ -178,9 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # This also starts the first worker process of each node.
         problems += on_each(alive, options.wait, hello.work, 1)[1]
         problems = problems or shared(alive, options.wait)
-        # Laptops alone offer none, and tasks that ask for nothing special would wait for a server.
-        if not problems and ray.cluster_resources().get("CPU"):
+        # Laptops alone offer none, and tasks that ask for nothing special would wait for a server; where all CPUs are
+        # at work they would wait for the end of that.
+        if not problems and ray.available_resources().get("CPU", 0) >= 1:
             result = hello.run(hello.Hello(tasks=options.tasks, iterations=options.iterations))
+        elif not problems and ray.cluster_resources().get("CPU"):
+            print("All CPUs are at work: each node was tried with a task that needs none.")
     elif planned and any(plan.cpus for plan in planned):
         problems.append("no node can run a task")
     print(report(alive, result, refused))
