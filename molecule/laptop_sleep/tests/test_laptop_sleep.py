@@ -90,18 +90,21 @@ def memory_mb(host: str, container: str) -> float:
 
 
 @contextmanager
-def sending(count: int, seconds: float = TASK) -> Iterator[list[str]]:
+def sending(count: int, seconds: float = TASK, *words: str) -> Iterator[list[str]]:
     """Tasks come in, one after the other; what was sent is known at the end."""
-    command = ["docker", "exec", f"{LAB.name}-head", "docker", "exec", BEAT, "python3", "-m", "drill"]
+    command = ["docker", "exec", "-i", f"{LAB.name}-head", "docker", "exec", "-i", BEAT, "python3", "-m", "drill"]
     sender = subprocess.Popen(
-        [*command, str(count), str(seconds), str(RATE)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+        [*command, str(count), str(seconds), str(RATE), *words],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert sender.stdin
     sent: list[str] = []
     reader = threading.Thread(target=lambda: sent.extend(sender.stdout or ()))
     reader.start()
     try:
         yield sent
     finally:
+        sender.stdin.close()
         reader.join()
         assert sender.wait() == 0
 
@@ -235,7 +238,7 @@ class Sleeper(threading.Thread):
 
     def night(self, number: int, seconds: int, announced: bool, moves: bool) -> None:
         host = f"{LAB.name}-{self.laptop}"
-        until(30, f"{self.laptop} is at something", lambda: said(self.laptop)["running"])
+        until(120, f"{self.laptop} is at something", lambda: said(self.laptop)["running"])
         hook = 0.0
         if announced:
             # What systemd-suspend.service is to sleep.target, without the kernel's part.
@@ -260,7 +263,7 @@ class Sleeper(threading.Thread):
         if announced:
             LAB.on(self.laptop, "systemctl", "stop", f"nap{number}")
         back = until(BACK + 15, f"{self.laptop} is back", lambda: self.back(woke))
-        task = until(60, f"{self.laptop} begins a task", lambda: self.began(woke))
+        task = until(180, f"{self.laptop} begins a task", lambda: self.began(woke))
         words = [
             f"{seconds} s",
             "announced" if announced else "unannounced",
@@ -291,15 +294,14 @@ def test_laptops_that_sleep_lose_nothing_and_do_nothing_twice() -> None:
     kinds = [KINDS[number % len(KINDS)] for number in range(CYCLES)]
     never = threading.Event()
     sleepers = [Sleeper(laptop, kinds[first::2], never) for first, laptop in enumerate(LAPTOPS)]
-    # As long as the one that sleeps longest, with what it takes to wake and to be at something again.
-    count = int(RATE * max(sum(10 + seconds for seconds, _, _ in sleeper.kinds) for sleeper in sleepers))
     start = time.monotonic()
-    with sending(count) as sent:
+    # Until all have slept, however slow the machine is.
+    with sending(100_000, TASK, "stoppable") as sent:
         for sleeper in sleepers:
             sleeper.start()
         for sleeper in sleepers:
             sleeper.join()
-    done = 0
+    done, count = 0, len(sent)
     while done < count:
         done = until(60, f"more than {done} of {count} are done", lambda: more_than(done))  # noqa: B023
     for sleeper in sleepers:

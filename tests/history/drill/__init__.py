@@ -1,6 +1,7 @@
 """Tasks for the history checker. What they do they write down themselves, in a file of their host.
 
-`python -m drill N SECONDS RATE` sends N tasks that last so long, so many a second, and says on its output which.
+`python -m drill N SECONDS RATE [stoppable]` sends N tasks that last so long, so many a second, and says on its output
+which; with `stoppable` it ends before that when its input does.
 """
 
 from __future__ import annotations
