@@ -100,7 +100,7 @@ def jobs_checks() -> list[Check]:
 def delivery_checks(after: tuple[str, ...] = ()) -> list[Check]:
     """Celery's promises with a real broker and real workers, which are processes in the images, not hosts."""
     argv = ["pytest", "-q", "tests/delivery"]
-    return [Check("delivery", argv, 1800, after=after, beside=True, env={"MUSTER_NO_SKIP": "1"})]
+    return [Check("delivery", argv, 2700, after=after, beside=True, env={"MUSTER_NO_SKIP": "1"})]
 
 
 def scenario_checks(names: list[str] | None = None) -> list[Check]:
@@ -114,7 +114,7 @@ def scenario_checks(names: list[str] | None = None) -> list[Check]:
         Check(
             f"scenario:{name}",
             ["molecule", "-c", str(ROOT / ".config/molecule/config.yml"), "test", *keep, "-s", name],
-            4500 if name in (*ALONE, *LONG) else 1800,
+            4500 if name in (*ALONE, *LONG) else 2700,
             after=tuple(f"scenario:{other}" for other in AFTER.get(name, ())),
             alone=name in ALONE,
         )

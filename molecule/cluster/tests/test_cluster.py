@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -227,6 +228,7 @@ print(json.dumps([sorted(set(plain)), sorted(set(bears))]))
 """
 
 
+@pytest.mark.skipif("SOAK" not in os.environ, reason="takes minutes; joining and being lost without Ray: add_laptop")
 def test_a_laptop_that_joins_with_ray_gets_what_bears_repetition_and_nothing_else() -> None:
     file = ROOT / "molecule/cluster/inventory/laptops.yml"
     file.unlink(missing_ok=True)
