@@ -28,7 +28,6 @@ AFTER = {
     "registry": ("pki",),
     "node_image": ("pki", "registry"),
     "ray_head": ("node_image",),
-    "ray_worker": ("node_image",),
     "code": ("node_image",),
     "celery_redis": ("node_image",),
     "storage": ("node_image",),
@@ -39,8 +38,8 @@ AFTER = {
     "cluster": ("node_image",),
 }
 ALONE = ("cluster",)
-# Half an hour of backups, rotations and reboots: make soak has it, and make test SCENARIO=operate.
-LONG = ("operate",)
+# Backups, rotations and reboots; and workers, of which `cluster` shows most. make soak has them, and SCENARIO=operate.
+LONG = ("operate", "ray_worker")
 # The others' ground, then what takes longest: what is short fills the lanes to the end.
 FIRST = ("pki", "registry", "node_image", "add_laptop", "laptop_sleep", "jobs", "celery_worker", "cluster")
 

@@ -32,7 +32,7 @@ HOME = {"laptop1": "172.30.101.101", "laptop2": "172.30.101.102"}
 IDLE_MB = 300
 # The soak asks for 20. Each has: for how long, whether the sleep was announced, whether it wakes on another network.
 # One without a word is longer than the lease: others have its task when it wakes.
-CYCLES = int(os.environ.get("CYCLES", "4"))
+CYCLES = int(os.environ.get("CYCLES", "2"))
 # What is promised, in seconds. The soak, which has the machine to itself, holds laptops to it; make test, where other
 # scenarios run beside this one, prints the figures and is patient.
 PATIENCE = 1 if CYCLES >= 20 else 4
