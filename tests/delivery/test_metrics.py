@@ -151,7 +151,8 @@ def test_a_success_counts_once_wherever_its_result_is(
 def state_of(figure: Scrape, host: str, kind: str = "laptop") -> str:
     """The one state that is 1; the others are there, and 0."""
     found = {state: figure("muster_host_state", host=host, kind=kind, state=state) for state in STATES}
-    assert sorted(value if value is not None else -1 for value in found.values()) == [0] * (len(STATES) - 1) + [1], found
+    values = sorted(value if value is not None else -1 for value in found.values())
+    assert values == [0] * (len(STATES) - 1) + [1], found
     return next(state for state, value in found.items() if value)
 
 
