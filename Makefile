@@ -61,7 +61,7 @@ soak: machine ## the drills, longer: 10,000 tasks, laptops that sleep 20 times, 
 	export SOAK=1 DRILL_TASKS=$${DRILL_TASKS:-10000} CYCLES=$${CYCLES:-20} TEST_LANES=1
 	for round in $$(seq $${ROUNDS:-5}); do
 	  echo "round $$round of $${ROUNDS:-5}"
-	  scripts/run_tests.py jobs scenario:cluster scenario:laptop_sleep scenario:operate scenario:ray_worker
+	  scripts/run_tests.py jobs scenario:cluster scenario:laptop_sleep scenario:operate scenario:ray_worker scenario:jobs
 	done
 
 bench: machine ## the figures in bench/, measured on this machine

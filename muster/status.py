@@ -56,6 +56,7 @@ def facts(
     notes += [f"not planned: {name}: run site.yml --tags ray" for name in strangers]
     away = [host for host in hosts if hosts[host] is None and not planned["nodes"].get(host) and host not in absent]
     notes += [f"away: {host}" for host in away]
+    notes += skew(there)
     if celery is None and planned["workers"]:
         notes.append(queues.BROKER_SILENT)
     return {
@@ -70,6 +71,31 @@ def facts(
         "notes": notes,
         "celery": None if celery is None else queues.facts(celery, planned),
     }
+
+
+def skew(there: Mapping[str, Mapping[str, Mapping[str, str]]]) -> list[str]:
+    """Hosts whose containers are of another build than the head's: nodes and clients of two Rays do not work together.
+
+    Builds of different profiles (`ml-0123`, `core-4567`) cannot be compared; the first to come stands for its own.
+    """
+    images = {
+        (host, name): item["image"]
+        for host, items in there.items()
+        for name, item in items.items()
+        if item["image"].startswith("node:")
+    }
+    heads = [image for (_, name), image in images.items() if name == "ray_head/head"]
+    first: dict[str, str] = {}
+    for image in [*heads, *images.values()]:
+        first.setdefault(image.rpartition("-")[0], image)
+    other: dict[tuple[str, str, str], list[str]] = {}
+    for (host, name), image in images.items():
+        if image != (wanted := first[image.rpartition("-")[0]]):
+            other.setdefault((host, image, wanted), []).append(name)
+    return [
+        f"skew: {host}: {', '.join(sorted(names))} run {image}, others {wanted}: run playbooks/upgrade.yml"
+        for (host, image, wanted), names in other.items()
+    ]
 
 
 def shown(facts: Mapping[str, Any]) -> Screen:

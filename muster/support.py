@@ -18,7 +18,7 @@ from muster.errors import MusterError
 HIDDEN = b"***"
 # Shorter words would be found everywhere; nothing that is generated is that short.
 SHORTEST = 6
-PUBLIC = {".crt", ".csr", ".pub"}
+PUBLIC = {".crt", ".csr", ".pub", ".version"}
 
 
 def bundle(

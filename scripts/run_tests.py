@@ -38,10 +38,11 @@ AFTER = {
     "cluster": ("node_image",),
 }
 ALONE = ("cluster",)
-# Backups, rotations and reboots; and workers, of which `cluster` shows most. make soak has them, and SCENARIO=operate.
-LONG = ("operate", "ray_worker")
+# Backups, rotations and reboots; workers, of which `cluster` shows most; the library with the large image, of which
+# tests/jobs shows most. make soak has them, and SCENARIO=operate.
+LONG = ("operate", "ray_worker", "jobs")
 # The others' ground, then what takes longest: what is short fills the lanes to the end.
-FIRST = ("pki", "registry", "node_image", "add_laptop", "laptop_sleep", "jobs", "celery_worker", "cluster")
+FIRST = ("pki", "registry", "node_image", "add_laptop", "laptop_sleep", "celery_worker", "cluster")
 
 
 @dataclass

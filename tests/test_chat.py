@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -379,9 +380,16 @@ class Terminal:
 
     def until(self, text: str) -> str:
         """What is shown up to and with this text."""
-        assert self.shows(text, 60), f"no {text!r} for a minute after {self.seen!r}"
+        assert self.shows(text, 60), f"no {text!r} for a minute after {self.seen!r}; {self.state()}"
         before, _, self.seen = self.seen.partition(text)
         return before + text
+
+    def state(self) -> str:
+        """What it waits for, and which signals wait for it: a Ctrl-C was lost once in hundreds of runs."""
+        about = Path(f"/proc/{self.child.pid}")
+        lines = (about / "status").read_text().splitlines()
+        signals = [line for line in lines if line.startswith(("State", "Sig", "Shd", "Threads"))]
+        return f"{signals}; {(about / 'wchan').read_text()}; terminal's modes {termios.tcgetattr(self.master)[:4]}"
 
     def interrupt(self, text: str) -> None:
         """Ctrl-C, and what is shown then. One that comes right before Python waits it does not notice: then again."""

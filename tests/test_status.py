@@ -150,3 +150,17 @@ def test_a_laptop_without_ray_that_sleeps_is_said_once() -> None:
         {"head": ["head"], "laptop2": []}, {"head": "", "laptop2": None}, ray("head/head"), ["laptop2"], celery
     )
     assert text.count("laptop2") == 1 and "asleep: laptop2 for 1 min" in text
+
+
+def test_builds_that_differ_are_named() -> None:
+    hosts = {
+        "server1": docker(("ray_worker", "worker-1", UP), ("celery_worker", "default", UP)).replace("core-1", "core-2"),
+        "head": docker(("ray_head", "head", UP)),
+        "server2": docker(("ray_worker", "worker-1", UP)).replace("core-1", "ml-5"),
+    }
+    plan = {"head": ["head"], "server1": ["worker-1"], "server2": ["worker-1"]}
+    lines = status(plan, hosts, ray("head/head", "server1/worker-1", "server2/worker-1")).splitlines()
+    assert [line for line in lines if line.startswith("skew")] == [
+        "skew: server1: celery_worker/default, ray_worker/worker-1 run node:core-2, others node:core-1: "
+        "run playbooks/upgrade.yml"
+    ]

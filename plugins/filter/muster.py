@@ -34,6 +34,7 @@ try:
         support,
         treehash,
         uninstall,
+        upgrade,
     )
     from muster.errors import MusterError
     from muster.known import CONNECTION, known
@@ -103,6 +104,7 @@ class FilterModule:
             "muster_silence": _judged(silence.silence),
             "muster_support": _plain(support.bundle),
             "muster_uninstall": _judged(uninstall.uninstall),
+            "muster_upgrade": _judged(upgrade.upgrade),
             "muster_silence_calls": _plain(silence.calls),
             "muster_tree_hash": _plain(treehash.tree_hash),
             "muster_tree_archive": _plain(treehash.tree_archive),

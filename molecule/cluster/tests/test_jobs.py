@@ -13,8 +13,9 @@ from ray_lab import ROOT, Lab, until
 
 LAB = Lab("cluster")
 HEAD = "ray_head-head-1"
+# Without a CPU it might run on the head, and end with it.
 COUNTER = """
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0.1)
 class Counter:
     def __init__(self): self.count = 0
     def add(self):

@@ -7,10 +7,7 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
-import uuid
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,29 +15,19 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
 from celery_lab import Broker
+from history_lab import History
 from ray_lab import Lab, until
 from watch_lab import Watch
-
-from tests.history.checker import ENQUEUED, Event, judge
 
 LAB = Lab(os.environ.get("MOLECULE_SCENARIO_NAME", "operate"))
 BROKER = Broker(LAB)
 # In the order in which they are rebooted.
 SERVERS = ("server1", "server2", "head")
-HOSTS = (*SERVERS, "laptop1") if LAB.name == "operate" else SERVERS
-BEAT, HEAD = "celery_beat-beat-1", "ray_head-head-1"
+HISTORY = History(LAB, BROKER, (*SERVERS, "laptop1") if LAB.name == "operate" else SERVERS)
+HEAD = "ray_head-head-1"
 WITHIN = 4
-# Sends tasks that it is told the ids of. Whoever is cut sends the same ones again.
-SEND = """
-import sys, time
-from celery_app import app
-for task in sys.argv[2:]:
-    app.send_task("drill.step", [float(sys.argv[1])], task_id=task, queue="default")
-    time.sleep(0.3)
-"""
 # Tasks go on coming until somebody says that it is enough; two must be repeated elsewhere where they are cut off.
 RAY = """
 import json, os, sys, time
@@ -85,71 +72,6 @@ def play(name: str, *arguments: str, fails: bool = False) -> str:
 
 def changed(output: str) -> int:
     return sum(map(int, re.findall(r" changed=(\d+)", output)))
-
-
-def events(host: str) -> list[Event]:
-    """What the tasks on a host wrote down."""
-    lines = LAB.on(host, "cat", "/var/lib/drill/history", check=False).splitlines()
-    return [Event(*json.loads(line)) for line in lines if line.startswith("[")]
-
-
-def started(host: str) -> list[float]:
-    return [event.at for event in events(host) if event.kind == "started"]
-
-
-def effects() -> Counter[str]:
-    said = BROKER.ask("operator", "lrange", "drill:effects", "0", "-1")
-    return Counter(part for part in said.splitlines() if len(part) == 36)
-
-
-class Load(threading.Thread):
-    """Tasks of Celery that come all the time, from an application that keeps sending one until the broker has it."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(daemon=True)
-        self.seconds, self.enough, self.sent = seconds, threading.Event(), list[Event]()
-
-    def run(self) -> None:
-        while not self.enough.is_set():
-            tasks = [str(uuid.uuid4()) for _ in range(8)]
-            self.sent += [Event(ENQUEUED, task, time.time()) for task in tasks]
-            while not self.send(tasks):
-                time.sleep(1)
-
-    def send(self, tasks: list[str]) -> bool:
-        command = ["docker", "exec", "-i", f"{LAB.name}-head", "docker", "exec", "-i", BEAT]
-        words = ["timeout", "60", "python3", "-", str(self.seconds), *tasks]
-        return subprocess.run([*command, *words], input=SEND, text=True, capture_output=True).returncode == 0
-
-
-@contextmanager
-def under_load(seconds: float) -> Iterator[Load]:
-    """At the end all that was sent has been done, once."""
-    BROKER.ask("operator", "del", "drill:effects")
-    for host in HOSTS:
-        LAB.on(host, "rm", "-f", "/var/lib/drill/history")
-    load = Load(seconds)
-    load.start()
-    try:
-        until(60, "tasks run everywhere", lambda: all(started(host) for host in HOSTS))
-        yield load
-    finally:
-        load.enough.set()
-        load.join()
-    wanted = {event.task for event in load.sent}
-    done = 0
-    while done < len(wanted):
-        # As long as it goes on, however slowly.
-        done = until(120, f"more than {done} of {len(wanted)} are done", lambda: more_than(done))  # noqa: B023
-    until(60, "nothing is held any more", lambda: not BROKER.ask("operator", "keys", "muster:unacked:*[!x]"))
-    verdict = judge([*load.sent, *(event for host in HOSTS for event in events(host))], effects())
-    print(verdict)
-    assert not (verdict.lost or verdict.double or verdict.overlapping or verdict.unknown)
-
-
-def more_than(number: int) -> int:
-    count = len(effects())
-    return count if count > number else 0
 
 
 @contextmanager
@@ -197,7 +119,7 @@ def test_check_mode_changes_nothing() -> None:
 
 @pytest.mark.quiet
 def test_a_host_is_drained_and_comes_back_under_load() -> None:
-    with under_load(1.5):
+    with HISTORY.under_load(1.5):
         with ray_load() as ray:
             begun = time.time()
             play("drain", "-e", "host=server1", "-e", f"within={WITHIN}", "-e", "why=new_disk")
@@ -225,10 +147,10 @@ def test_a_host_is_drained_and_comes_back_under_load() -> None:
         back = time.time()
         assert len(nodes_of("server1")) == 2
         assert changed(play("undrain", "-e", "host=server1")) == 0
-        until(60, "Celery's tasks run there again", lambda: max(started("server1")) > asked)
+        until(60, "Celery's tasks run there again", lambda: max(HISTORY.started("server1")) > asked)
         until(60, "Ray's, too", lambda: "server1" in LAB.driver(SPREAD))
     print(f"drained after {drained - begun:.0f} s (within={WITHIN}), back after {back - asked:.0f} s")
-    assert not [at for at in started("server1") if drained < at < asked], "something began while it was drained"
+    assert not [at for at in HISTORY.started("server1") if drained < at < asked], "something began while it was drained"
     there = [began for _, host, began in ray["done"] if host == "server1"]
     assert there and max(there) < drained, "Ray's work was there, and then no more"
     assert [at for _, _, at in ray["done"] if at > drained], "it went on elsewhere"
@@ -261,7 +183,7 @@ def no_way_back(host: str) -> Iterator[None]:
 def test_servers_are_rebooted_one_after_the_other_and_the_first_that_fails_ends_it() -> None:
     before = {host: booted(host) for host in SERVERS}
     workers = {host: nodes_of(host) for host in SERVERS}
-    with under_load(1.5):
+    with HISTORY.under_load(1.5):
         with no_way_back("server1"):
             said = play("reboot", "--limit", "server1:server2", "-e", "within=2", "-e", "back=25", fails=True)
             flat = " ".join(said.split())
