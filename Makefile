@@ -16,11 +16,11 @@ LAB_SERVERS ?=
 LAB_LAPTOPS ?=
 LAB_SPARES ?=
 
-.PHONY: help venv machine hosts up site status down lint unit test soak bench requirements
+.PHONY: help venv machine hosts up site status down lint unit test soak bench bundle requirements
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	echo "  Variables: LAB_SERVERS=6 LAB_LAPTOPS=2 LAB_SPARES=1 (up, hosts; a spare waits for add-laptop.yml), ARGS='-e node_image_profile=ml' (up), SCENARIO=ufw KEEP=1 (test), KEEP_IMAGES=1 (down), ROUNDS=5 (soak)"
+	echo "  Variables: LAB_SERVERS=6 LAB_LAPTOPS=2 LAB_SPARES=1 (up, hosts; a spare waits for add-laptop.yml), ARGS='-e node_image_profile=ml' (up, bundle), SCENARIO=ufw KEEP=1 (test), KEEP_IMAGES=1 (down), ROUNDS=5 (soak)"
 
 venv: ## the tools, in .venv, with pinned versions
 	@scripts/bootstrap tools
@@ -61,11 +61,14 @@ soak: machine ## the drills, longer: 10,000 tasks, laptops that sleep 20 times, 
 	export SOAK=1 DRILL_TASKS=$${DRILL_TASKS:-10000} CYCLES=$${CYCLES:-20} TEST_LANES=1
 	for round in $$(seq $${ROUNDS:-5}); do
 	  echo "round $$round of $${ROUNDS:-5}"
-	  scripts/run_tests.py jobs scenario:cluster scenario:laptop_sleep scenario:operate scenario:ray_worker scenario:jobs
+	  scripts/run_tests.py jobs scenario:cluster scenario:laptop_sleep scenario:operate scenario:offline scenario:ray_worker scenario:jobs
 	done
 
 bench: machine ## the figures in bench/, measured on this machine
 	@python bench/run.py
+
+bundle: machine ## bundle/: all that a site without internet needs (ARGS='-i inventory/mine'; docs/operate.md)
+	@ansible-playbook playbooks/bundle.yml $(ARGS)
 
 requirements: venv ## pins the newest versions that requirements/*.in and images/node/*.in allow
 	@wheels=$${NODE_IMAGE_WHEELHOUSE:-$$(pip config get global.find-links 2>/dev/null || true)}

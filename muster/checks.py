@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from muster import celery_sizing, celery_times, inventory, logins, messages, ports, sizing
+from muster import bundle, celery_sizing, celery_times, inventory, logins, messages, ports, sizing
 from muster.celery_schedule import schedule_mistakes, zone_exists
 from muster.errors import MusterError
 from muster.known import CONNECTION, Known
@@ -73,6 +74,7 @@ def inventory_problems(inv: Inventory, validate: Validate | None = None) -> list
         *_storage(inv),
         *_backup(inv),
         *_llm(inv),
+        *_offline(inv),
         *_messages(inv),
         *_secrets(inv),
     ]
@@ -487,6 +489,16 @@ def _llm(inv: Inventory) -> Iterator[Problem]:
             yield Problem(host, f"llm_models: {error}", "see group_vars/all/llm.yml, and docs/jobs.md (llm_serve)")
         if inventory.value(variables, "node_image_profile", "") == "core":
             yield Problem(host, "llm_models needs more than the core image has", "set node_image_profile: ml")
+
+
+def _offline(inv: Inventory) -> Iterator[Problem]:
+    for host in inv.managed[:1]:
+        variables = inv.hostvars[host]
+        if not inventory.value(variables, "offline", False):
+            continue
+        folder, root = (inventory.value(variables, name, "") for name in ("bundle_dir", "muster_root"))
+        for problem, fix in bundle.mistakes(Path(folder), Path(root)):
+            yield Problem(INVENTORY, problem, fix)
 
 
 def _messages(inv: Inventory) -> Iterator[Problem]:

@@ -36,11 +36,12 @@ AFTER = {
     "laptop_sleep": ("node_image",),
     "add_laptop": ("node_image",),
     "cluster": ("node_image",),
+    "offline": ("node_image",),
 }
 ALONE = ("cluster",)
-# Backups, rotations and reboots; workers, of which `cluster` shows most; the library with the large image, of which
-# tests/jobs shows most. make soak has them, and SCENARIO=operate.
-LONG = ("operate", "ray_worker", "jobs")
+# Backups, rotations and reboots; a site without internet; workers, of which `cluster` shows most; the library with the
+# large image, of which tests/jobs shows most. make soak has them, and SCENARIO=operate.
+LONG = ("operate", "offline", "ray_worker", "jobs")
 # The others' ground, then what takes longest: what is short fills the lanes to the end.
 FIRST = ("pki", "registry", "node_image", "add_laptop", "laptop_sleep", "celery_worker", "cluster")
 

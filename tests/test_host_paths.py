@@ -23,6 +23,8 @@ ELSEWHERE = {
     "{{ __node_image_context.path }}/extra/wheels": "a temporary folder",
     "{{ __node_image_context.path }}/{{ item.dest }}": "a temporary folder",
     "{{ __node_image_context.path }}": "a temporary folder",
+    "{{ __node_image_place.path }}/image.tar": "a temporary folder",
+    "{{ __node_image_place.path }}": "a temporary folder",
     "/srv/muster": "roles/storage/tasks/absent.yml, if it is our link",
     "{{ __storage_units }}/{{ __storage_unit }}.mount": "roles/storage/tasks/absent.yml",
     "{{ __storage_units }}/{{ __storage_unit }}.automount": "roles/storage/tasks/absent.yml",

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 SCRIPT = Path(__file__).resolve().parents[1] / "roles/ray_node/files/ray_node.py"
 
@@ -87,3 +88,11 @@ def test_health_is_what_every_address_says(
     assert not script.healthy([f"{url}/well", f"{url}/ill"])
     assert "503" in capsys.readouterr().out
     assert not script.healthy(["http://127.0.0.1:9/closed"])
+
+
+def test_a_head_asks_no_cloud_for_its_name(script: ModuleType, tmp_path: Path) -> None:
+    """Ray's own reader finds a configuration without one, and does not look any further."""
+    script.no_cloud(tmp_path)
+    assert yaml.safe_load((tmp_path / "ray_bootstrap_config.yaml").read_text()) == {}
+    # A home that cannot be written is no reason not to start.
+    script.no_cloud(tmp_path / "nowhere")

@@ -38,7 +38,8 @@ find $places -xdev -printf 'file %y %m %u %g %p %l\n'
 find $places -xdev \( -path /var/lib/apt -o -path /var/lib/dpkg \) -prune -o -type f -print0 |
   xargs -0 sha256sum | sed 's/^/content /'
 for p in iptables ip6tables; do for t in filter nat mangle raw; do
-  command -v $p >/dev/null && $p -t $t -S | sed "s/^/$p $t /"
+  # Without the ports of the resolver that the lab's Docker has in each host.
+  command -v $p >/dev/null && $p -t $t -S | grep -v 127.0.0.11 | sed "s/^/$p $t /"
 done; done
 ip -oneline link | awk '{print "link", $2}' | sed 's/@.*//'
 # Of this host alone: others are the machine's. How many connections there are is none.

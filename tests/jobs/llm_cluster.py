@@ -47,8 +47,9 @@ def main() -> None:
     cluster = patiently(
         lambda: Cluster(
             initialize_head=True,
+            # It could take every replica, were it not told otherwise.
             head_node_args={
-                "num_cpus": 0, "include_dashboard": False, "labels": {"host": "head", "node": "head"},
+                "num_cpus": 5, "include_dashboard": False, "labels": {"host": "head", "node": "head"},
                 "object_store_memory": STORE,
             },
         )

@@ -85,6 +85,8 @@ def start(arguments: list[str]) -> None:
     data = Path(os.environ["RAY_TMPDIR"])
     root, spill = data / "ray", data / "spill"
     days = float(os.environ["MUSTER_RAY_LOG_DAYS"])
+    if "--head" in arguments:
+        no_cloud(Path.home())
     # Here and not on the host: Ray opens its own directory to everyone, the one around it stays closed.
     for path in (root, spill, *([data / "gcs", data / "dashboards"] if "--head" in arguments else [])):
         path.mkdir(exist_ok=True)
@@ -95,6 +97,12 @@ def start(arguments: list[str]) -> None:
     prepare(root, spill, keep, days)
     fork_sweeper(root, days)
     os.execvp("ray", ["ray", "start", "--block", *arguments])
+
+
+def no_cloud(home: Path) -> None:
+    """Without this file a head asks three clouds at their addresses whether it is one of theirs."""
+    with contextlib.suppress(OSError):
+        (home / "ray_bootstrap_config.yaml").write_text("{}\n")
 
 
 def option(arguments: list[str], name: str) -> str:
