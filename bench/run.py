@@ -1,8 +1,8 @@
 """Measure the cluster that `make up` made and keep the figures: bench/figures.json, printed as a table.
 
 `python bench/run.py` measures everything that exists; name some (`rerun scale code hello submit memory overhead
-tls celery laptops watched llm rows search workers sizes`) for less. Times are of this machine and this hour: the ratios
-in the last column are what to compare.
+tls celery laptops watched llm rows search workers sizes operate`) for less. Times are of this machine and this hour:
+the ratios in the last column are what to compare.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "molecule/shared"))
 from jobs import rows, search, sizes, workers  # noqa: E402
+from operate import operate  # noqa: E402
 from ray_lab import Lab  # noqa: E402
 from watched import watched  # noqa: E402
 
@@ -306,7 +307,7 @@ MEASURES: dict[str, Callable[[], Mapping[str, object]]] = {
     measure.__name__: measure
     for measure in (
         *(rerun, scale, code, hello, submit, memory, overhead, tls, celery, laptops, watched),
-        *(llm, rows, search, workers, sizes),
+        *(llm, rows, search, workers, sizes, operate),
     )
 }
 

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
 from celery_lab import Broker
 from history_lab import History
@@ -117,7 +115,6 @@ def test_check_mode_changes_nothing() -> None:
     assert LAB.on("server1", "ls", "/var/lib/muster/drain").split() == ["said"]
 
 
-@pytest.mark.quiet
 def test_a_host_is_drained_and_comes_back_under_load() -> None:
     with HISTORY.under_load(1.5):
         with ray_load() as ray:
@@ -179,7 +176,6 @@ def no_way_back(host: str) -> Iterator[None]:
         LAB.on(host, "systemctl", "enable", "--now", "ssh.service")
 
 
-@pytest.mark.quiet
 def test_servers_are_rebooted_one_after_the_other_and_the_first_that_fails_ends_it() -> None:
     before = {host: booted(host) for host in SERVERS}
     workers = {host: nodes_of(host) for host in SERVERS}

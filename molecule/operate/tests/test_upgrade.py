@@ -101,7 +101,6 @@ def test_what_is_told_wrongly_changes_nothing() -> None:
     assert images() == before
 
 
-@pytest.mark.quiet
 @pytest.mark.usefixtures("broken")
 def test_an_image_that_does_not_work_goes_back_by_itself() -> None:
     before = images()
@@ -114,7 +113,6 @@ def test_an_image_that_does_not_work_goes_back_by_itself() -> None:
     until(60, "its actor is there", lambda: "1" in LAB.driver("print(ray.get(ray.get_actor('here').say.remote()))"))
 
 
-@pytest.mark.quiet
 @pytest.mark.parametrize("wanted", [OTHER, "pinned"])
 def test_another_ray_and_back_while_tasks_and_jobs_run(wanted: str) -> None:
     now = OTHER if wanted == OTHER else PINNED

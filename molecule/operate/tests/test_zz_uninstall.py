@@ -17,7 +17,7 @@ from ray_lab import ROOT, Lab
 
 LAB = Lab(os.environ.get("MOLECULE_SCENARIO_NAME", "operate"))
 SECRETS = ROOT / ".secrets" / LAB.name
-BROKER = Broker(LAB, secrets=SECRETS)
+BROKER = Broker(LAB)
 HOSTS = {"head", "server1", "laptop1"} | ({"server2"} if LAB.name == "operate" else set())
 DATA = re.compile(r" /var/lib/muster(/| |$)")
 MODEL = "/srv/share/models/of-the-operator"
