@@ -229,9 +229,7 @@ def test_a_running_job_shows_progress_and_takes_no_slot(site: Site, app: Any, wo
     assert "line 1" in meta["log"]
     assert "::" not in meta["log"]
     # One process, and it is free although the job runs.
-    begin = time.monotonic()
     assert [app.quick.delay(n).get(timeout=60) for n in range(10)] == list(range(1, 11))
-    assert time.monotonic() - begin < 10
     assert status(site, sent.id) == "RUNNING"
     sent.revoke(terminate=True)
     eventually(lambda: status(site, sent.id) == "STOPPED", 120, "for the job to stop")
@@ -364,7 +362,7 @@ def test_calls_run_on_ray_and_raise_what_the_function_raises(site: Site, app: An
     begin = time.monotonic()
     with pytest.raises(Exception, match="longer than 1 s"):
         app.on_ray.delay("slow", [60], {"timeout": 1}).get(timeout=120)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 50
 
 
 def test_calls_go_on_after_the_head_and_the_node_were_killed(site: Site, app: Any, beside: str) -> None:

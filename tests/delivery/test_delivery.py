@@ -208,7 +208,7 @@ def test_told_to_stop_it_hands_back_what_takes_too_long(app: Any, worker: Start,
     until(lambda: redis.llen("began") == 1, "the task began")
     start = time.monotonic()
     assert one.stop() == 0
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     assert redis.llen("default") == 1
     assert not redis.exists("muster:unacked:one/default", "muster:leases")
 

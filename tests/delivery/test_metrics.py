@@ -231,6 +231,6 @@ def test_broker_that_is_away_is_a_figure(figure: Scrape, redis_server: RedisServ
     redis_server.kill()
     start = time.monotonic()
     assert figure("muster_broker_up") == 0
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     redis_server.start()
     until(lambda: figure("muster_broker_up") == 1, "the broker is back")

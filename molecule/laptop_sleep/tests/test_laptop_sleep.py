@@ -38,7 +38,7 @@ CYCLES = int(os.environ.get("CYCLES", "2"))
 PATIENCE = 1 if CYCLES >= 20 else 4
 BACK, HAND_BACK = 15 * PATIENCE, 5 * PATIENCE
 KINDS = ((4, False, True), (12, True, False), (20, True, False), (40, False, True), (12, False, False), (4, True, True))
-TASK, RATE = 3.0, 1.2
+TASK, RATE = 6.0, 0.6
 
 
 def report(laptop: str) -> dict[str, Any]:
@@ -238,7 +238,9 @@ class Sleeper(threading.Thread):
 
     def night(self, number: int, seconds: int, announced: bool, moves: bool) -> None:
         host = f"{LAB.name}-{self.laptop}"
-        until(120, f"{self.laptop} is at something", lambda: said(self.laptop)["running"])
+        # Just now, so that there is most of the task left for the sleep to cut.
+        asked = time.time()
+        until(180, f"{self.laptop} begins a task", lambda: self.began(asked))
         hook = 0.0
         if announced:
             # What systemd-suspend.service is to sleep.target, without the kernel's part.
@@ -263,7 +265,7 @@ class Sleeper(threading.Thread):
         if announced:
             LAB.on(self.laptop, "systemctl", "stop", f"nap{number}")
         back = until(BACK + 15, f"{self.laptop} is back", lambda: self.back(woke))
-        task = until(180, f"{self.laptop} begins a task", lambda: self.began(woke))
+        task = until(180, f"{self.laptop} begins a task again", lambda: self.began(woke))
         words = [
             f"{seconds} s",
             "announced" if announced else "unannounced",

@@ -63,6 +63,12 @@ def test_a_second_run_of_its_settings_changes_nothing() -> None:
     assert "changed=0" in play("playbooks/nightly.yml")
 
 
+def test_a_check_makes_none() -> None:
+    last = LAB.on("head", "cat", "/var/lib/muster/backup/last")
+    play("playbooks/backup.yml", "--check")
+    assert LAB.on("head", "cat", "/var/lib/muster/backup/last") == last
+
+
 def test_what_is_there_is_not_written_over_by_mistake() -> None:
     done = LAB.play("playbooks/restore.yml")
     assert done.returncode

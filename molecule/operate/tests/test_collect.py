@@ -99,6 +99,13 @@ def test_no_secret_is_in_it(members: dict[str, bytes]) -> None:
     ]
 
 
+def test_a_check_writes_no_file() -> None:
+    before = set(REPORTS.glob("*"))
+    run = LAB.play("playbooks/collect.yml", "--check")
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    assert set(REPORTS.glob("*")) == before
+
+
 def test_no_file_of_it_stays_where_git_finds_it() -> None:
     done = subprocess.run(["git", "check-ignore", "reports/x"], cwd=ROOT, capture_output=True)
     assert done.returncode == 0

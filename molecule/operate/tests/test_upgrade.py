@@ -102,6 +102,15 @@ def test_what_is_told_wrongly_changes_nothing() -> None:
 
 
 @pytest.mark.usefixtures("broken")
+def test_a_check_changes_nothing() -> None:
+    before = images()
+    said = LAB.play("playbooks/upgrade.yml", "--check")
+    assert said.returncode == 0, said.stdout[-8000:] + said.stderr[-2000:]
+    assert images() == before
+    assert LAB.on("server1", "ls", "/var/lib/muster/drain").split() == ["said"]
+
+
+@pytest.mark.usefixtures("broken")
 def test_an_image_that_does_not_work_goes_back_by_itself() -> None:
     before = images()
     LAB.driver(ACTOR)
