@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from celery_lab import Broker
 from ray_lab import Lab, until
 
-from tests.history.checker import ENQUEUED, Event, judge
+from tests.history.checker import ENQUEUED, Event, Verdict, judge
 
 BEAT = "celery_beat-beat-1"
 # Sends tasks that it is told the ids of. Whoever is cut sends the same ones again.
@@ -28,6 +28,11 @@ for task in sys.argv[2:]:
     app.send_task("drill.step", [float(sys.argv[1])], task_id=task, queue="default")
     time.sleep(0.3)
 """
+
+
+def events_of(lines: Iterable[str]) -> list[Event]:
+    """What a worker, or who sent the tasks, wrote down."""
+    return [Event(*json.loads(line)) for line in lines if line.startswith("[")]
 
 
 class Load(threading.Thread):
@@ -58,8 +63,7 @@ class History:
 
     def events(self, host: str) -> list[Event]:
         """What those on a host wrote down."""
-        lines = self.lab.on(host, "cat", "/var/lib/drill/history", check=False).splitlines()
-        return [Event(*json.loads(line)) for line in lines if line.startswith("[")]
+        return events_of(self.lab.on(host, "cat", "/var/lib/drill/history", check=False).splitlines())
 
     def all(self) -> list[Event]:
         """What all of them wrote down."""
@@ -78,12 +82,27 @@ class History:
         count = len(self.effects())
         return count if count > number else 0
 
-    @contextmanager
-    def under_load(self, seconds: float) -> Iterator[Load]:
-        """At the end all that was sent has been done, once."""
+    def forget(self) -> None:
+        """What was done before is not counted."""
         self.broker.ask("operator", "del", "drill:effects")
         for host in self.hosts:
             self.lab.on(host, "rm", "-f", "/var/lib/drill/history")
+
+    def wait(self, count: int, patience: float = 120) -> None:
+        """Until so many tasks are done: as long as it goes on, however slowly."""
+        done = 0
+        while done < count:
+            done = until(patience, f"more than {done} of {count} are done", lambda: self._more_than(done))  # noqa: B023
+
+    def judged(self, sent: Iterable[Event]) -> Verdict:
+        """What became of all that was sent, once nobody holds anything any more."""
+        until(120, "nothing is held any more", lambda: not self.broker.ask("operator", "keys", "muster:unacked:*[!x]"))
+        return judge([*sent, *self.all()], self.effects())
+
+    @contextmanager
+    def under_load(self, seconds: float) -> Iterator[Load]:
+        """At the end all that was sent has been done, once."""
+        self.forget()
         load = Load(self.lab, seconds)
         load.start()
         try:
@@ -92,12 +111,7 @@ class History:
         finally:
             load.enough.set()
             load.join()
-        wanted = {event.task for event in load.sent}
-        done = 0
-        while done < len(wanted):
-            # As long as it goes on, however slowly.
-            done = until(120, f"more than {done} of {len(wanted)} are done", lambda: self._more_than(done))  # noqa: B023
-        until(60, "nothing is held any more", lambda: not self.broker.ask("operator", "keys", "muster:unacked:*[!x]"))
-        verdict = judge([*load.sent, *self.all()], self.effects())
+        self.wait(len({event.task for event in load.sent}))
+        verdict = self.judged(load.sent)
         print(verdict)
         assert not (verdict.lost or verdict.double or verdict.overlapping or verdict.unknown)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +18,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
 from celery_lab import Broker
+from history_lab import BEAT, History, events_of
 from ray_lab import Lab, until
-
-from tests.history.checker import Event, judge
 
 LAB = Lab("laptop_sleep")
 BROKER = Broker(LAB)
 LAPTOPS, WORKERS = ("laptop1", "laptop2"), ("server1", "laptop1", "laptop2")
-BEAT, WORKER = "celery_beat-beat-1", "celery_worker-default-data-1"
+HISTORY = History(LAB, BROKER, WORKERS)
+WORKER = "celery_worker-default-data-1"
 ROOT, SAID = "/var/lib/lab-root", "/var/lib/muster/laptop/said"
 HOME = {"laptop1": "172.30.101.101", "laptop2": "172.30.101.102"}
 IDLE_MB = 300
@@ -107,11 +106,6 @@ def sending(count: int, seconds: float = TASK, *words: str) -> Iterator[list[str
         sender.stdin.close()
         reader.join()
         assert sender.wait() == 0
-
-
-def effects() -> list[str]:
-    said = BROKER.ask("operator", "lrange", "drill:effects", "0", "-1")
-    return [part for part in said.splitlines() if len(part) == 36]
 
 
 @pytest.fixture(autouse=True)
@@ -290,9 +284,7 @@ class Sleeper(threading.Thread):
 
 
 def test_laptops_that_sleep_lose_nothing_and_do_nothing_twice() -> None:
-    BROKER.ask("operator", "del", "drill:effects")
-    for host in WORKERS:
-        LAB.on(host, "rm", "-f", "/var/lib/drill/history")
+    HISTORY.forget()
     kinds = [KINDS[number % len(KINDS)] for number in range(CYCLES)]
     never = threading.Event()
     sleepers = [Sleeper(laptop, kinds[first::2], never) for first, laptop in enumerate(LAPTOPS)]
@@ -303,9 +295,7 @@ def test_laptops_that_sleep_lose_nothing_and_do_nothing_twice() -> None:
             sleeper.start()
         for sleeper in sleepers:
             sleeper.join()
-    done, count = 0, len(sent)
-    while done < count:
-        done = until(60, f"more than {done} of {count} are done", lambda: more_than(done))  # noqa: B023
+    HISTORY.wait(len(sent))
     for sleeper in sleepers:
         print("\n".join(sleeper.lines))
         if sleeper.address != HOME[sleeper.laptop]:
@@ -313,20 +303,9 @@ def test_laptops_that_sleep_lose_nothing_and_do_nothing_twice() -> None:
             docker("network", "connect", "--ip", HOME[sleeper.laptop], "muster-lab", f"{LAB.name}-{sleeper.laptop}")
     wrong = [sleeper.wrong for sleeper in sleepers if sleeper.wrong]
     assert not wrong, wrong
-    until(60, "nothing is held any more", lambda: not BROKER.ask("operator", "keys", "muster:unacked:*[!x]"))
-    lines = [*sent]
-    for host in WORKERS:
-        lines += LAB.on(host, "cat", "/var/lib/drill/history").splitlines()
-    events = [Event(kind, task, at, run) for kind, task, at, run in map(json.loads, lines)]
-    verdict = judge(events, Counter(effects()))
+    verdict = HISTORY.judged(events_of(sent))
     print(f"{len(kinds)} sleeps: {verdict}; {time.monotonic() - start:.0f} s")
-    assert verdict.enqueued == count
-    assert verdict.started > count, "no sleep hit a task: this shows nothing"
+    assert verdict.enqueued == len(sent)
+    assert verdict.started > len(sent), "no sleep hit a task: this shows nothing"
     assert not (verdict.lost or verdict.double or verdict.unknown)
     assert not BROKER.ask("operator", "hgetall", "muster:dead")
-
-
-def more_than(number: int) -> int:
-    """How many tasks have had their effect, if that is more than this."""
-    count = len(set(effects()))
-    return count if count > number else 0

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ SECRETS = ROOT / ".secrets/operate"
 KEYS = ("backup_password", "backup_secrets_password")
 HOSTS = ("head", "server1", "server2", "laptop1")
 TASKS = 30
+# This machine in the lab's network.
+GATEWAY = "172.30.94.1"
 
 
 def play(*words: str) -> str:
@@ -86,6 +89,45 @@ def test_a_repository_with_another_password_is_told_in_a_line() -> None:
         assert "Traceback" not in said
     finally:
         LAB.on("head", "mv", "/root/password", "/etc/muster/backup/password")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[str]:
+    """A real server that speaks S3, on this machine's end of the lab's network."""
+    programs, port = tmp_path / "programs", 9494
+    for command in (
+        [sys.executable, "-m", "venv", str(programs)],
+        [str(programs / "bin/pip"), "install", "--quiet", "moto==5.2.5", "flask", "flask-cors"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert not done.returncode, done.stderr[-2000:]
+    server = subprocess.Popen(
+        [str(programs / "bin/moto_server"), "-H", GATEWAY, "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    where = f"http://{GATEWAY}:{port}/nightly"
+    try:
+        until(60, "S3 answers", lambda: LAB.on("head", "curl", "-sS", "-X", "PUT", where, check=False) == "")
+        yield where
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_backups_go_to_s3_with_keys_of_its_own(tmp_path: Path, bucket: str) -> None:
+    settings = tmp_path / "settings.json"
+    keys = {"AWS_ACCESS_KEY_ID": "backups", "AWS_SECRET_ACCESS_KEY": "not-in-sight"}
+    settings.write_text(json.dumps({"backup_repository": f"s3:{bucket}/muster", "backup_environment": keys}))
+    try:
+        play("playbooks/nightly.yml", "-e", f"@{settings}")
+        LAB.on("head", "systemctl", "start", "muster-backup")
+        assert f"s3:{bucket}/muster" in LAB.on("head", "cat", "/var/lib/muster/backup/last")
+        listing = LAB.on("head", "curl", "-sS", f"{bucket}?list-type=2&prefix=muster/snapshots/")
+        assert listing.count("<Key>muster/snapshots/") == 1
+        assert "not-in-sight" not in LAB.on("head", "journalctl", "-u", "muster-backup", "--no-pager")
+    finally:
+        play("playbooks/nightly.yml")
 
 
 def test_backups_go_by_sftp_to_a_server_that_is_known(tmp_path: Path) -> None:
