@@ -45,8 +45,9 @@ ip -oneline link | awk '{print "link", $2}' | sed 's/@.*//'
 # Of this host alone: others are the machine's. How many connections there are is none.
 sysctl -a 2>/dev/null | grep '^net\.' | grep -vE 'nf_conntrack_count|_tcp_fastopen_key' | sed 's/^/sysctl /'
 systemctl list-unit-files --no-legend | awk '{print "unit", $1, $2}'
+# ldconfig.service has run after the first boot only, and operate's hosts are rebooted.
 systemctl list-units --all --plain --no-legend --type service,socket,timer,mount,automount,path |
-  awk '$3 == "active" && $1 !~ /^(user|session|run-|user@|systemd-|apt-|dpkg-)/ {print "active", $1}'
+  awk '$3 == "active" && $1 !~ /^(user|session|run-|user@|systemd-|apt-|dpkg-|ldconfig)/ {print "active", $1}'
 """
 
 
