@@ -318,7 +318,7 @@ def test_under_load_all_is_made_anew_and_what_was_good_opens_nothing() -> None:
     load.judge()
     new = secrets()
     assert new.keys() == old.keys(), "nothing former is kept"
-    # Certificates are compared on the hosts, below. The salt is no secret; backups and their server outside know theirs.
+    # Certificates are compared on the hosts, below. The salt is no secret; who keeps the backups knows theirs.
     same = {file for file in old if old[file] == new[file] and not file.startswith(("pki/", "backup_"))}
     assert same == {"gateway_salt"}
     for user, file in (("app", APP), ("operator", "celery_operator_password"), ("laptop-laptop1", LAPTOP)):
