@@ -107,8 +107,9 @@ def bucket(tmp_path: Path) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     where = f"http://{GATEWAY}:{port}/nightly"
+    make = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-X", "PUT", where)
     try:
-        until(60, "S3 answers", lambda: LAB.on("head", "curl", "-sS", "-X", "PUT", where, check=False) == "")
+        until(60, "there is a bucket", lambda: LAB.on("head", *make, check=False) == "200")
         yield where
     finally:
         server.kill()
