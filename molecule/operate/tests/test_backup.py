@@ -23,7 +23,7 @@ KEYS = ("backup_password", "backup_secrets_password")
 HOSTS = ("head", "server1", "server2", "laptop1")
 TASKS = 30
 # This machine in the lab's network.
-GATEWAY = "172.30.94.1"
+GATEWAY = "172.30.0.1"
 
 
 def play(*words: str) -> str:
