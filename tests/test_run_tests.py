@@ -27,6 +27,8 @@ runner = load_script()
 def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(runner, "LOGS", tmp_path)
     monkeypatch.setattr(runner, "ROOT", tmp_path)
+    # Whatever TEST_LANES says to the run that this test is a part of.
+    monkeypatch.setattr(runner, "LANES", 2)
     return tmp_path
 
 
