@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from ipaddress import ip_address, ip_network
@@ -92,3 +93,12 @@ def test_ansible_reads_the_whole_of_it() -> None:
     controller = data["_meta"]["hostvars"]["controller"]
     assert controller["ansible_connection"] == "local"
     assert controller["ansible_host"] == "172.30.0.1"
+
+
+def test_scenarios_that_may_run_side_by_side_share_no_address() -> None:
+    owners: dict[str, list[str]] = {}
+    for file in sorted(ROOT.glob("molecule/*/inventory/hosts.yml")):
+        for address in set(re.findall(r"ansible_host: (172\.30\.\S+?)[,}\s]", file.read_text())):
+            owners.setdefault(address, []).append(file.parts[-3])
+    assert len(owners) > 30
+    assert {address: names for address, names in owners.items() if len(names) > 1} == {}

@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
 from ray_lab import Lab, until
 
-ADDRESS, GCS, HEAD = "172.30.96.10", 6379, "ray_head-head-1"
+ADDRESS, GCS, HEAD = "172.30.104.10", 6379, "ray_head-head-1"
 LAB = Lab("ray_head")
 COUNTER = """
 @ray.remote(num_cpus=0.1)

@@ -15,7 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
 from ray_lab import Lab, until
 
-HEAD = "172.30.87.10"
+HEAD = "172.30.103.10"
 GANESHA = "storage_server-ganesha-1"
 MOUNT = "/var/lib/muster/srv/muster"
 UNIT = "var-lib-muster-srv-muster"
