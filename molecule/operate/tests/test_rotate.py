@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -20,14 +19,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared"))
 from celery_lab import REDIS, TLS, Broker, secret
+from history_lab import BEAT, History, events_of
 from ray_lab import ROOT, Lab, until
 
-from tests.history.checker import Event, judge
+from tests.history.checker import EFFECT
 
 LAB = Lab(os.environ.get("MOLECULE_SCENARIO_NAME", "operate"))
 BROKER = Broker(LAB)
 SECRETS = LAB.secrets
-HEAD, BEAT = "ray_head-head-1", "celery_beat-beat-1"
+HEAD = "ray_head-head-1"
 APP, LAPTOP = "celery_app_password", "celery_laptop_laptop1_password"
 PLAYBOOK = "playbooks/rotate.yml"
 # The registry of this machine serves all labs: its certificate is not ours to change, and it does not know another
@@ -166,15 +166,15 @@ class Load:
     """Tasks come in, from an application that runs on the head beside our containers; others look on."""
 
     def __init__(self) -> None:
+        self.history = History(LAB, BROKER, workers())
         self.lines: list[str] = []
         self.away, self.seconds = 0.0, 0.0
         self.over = threading.Event()
 
     def __enter__(self) -> Load:
         until(120, "all nodes are there", lambda: len(LAB.nodes()) == self.planned())
-        BROKER.ask("operator", "del", "drill:effects")
-        for host in workers():
-            LAB.on(host, "rm", "-f", "/var/lib/drill/history", "/var/lib/drill/stop")
+        self.history.forget()
+        LAB.on("head", "rm", "-f", "/var/lib/drill/stop")
         image = LAB.on("head", "docker", "inspect", "-f", "{{.Config.Image}}", BEAT).strip()
         names = "MUSTER_|PYTHON"
         given = json.loads(LAB.on("head", "docker", "inspect", "-f", "{{json .Config.Env}}", BEAT))
@@ -224,17 +224,9 @@ class Load:
 
     def judge(self) -> None:
         """Nothing was lost, nothing done twice; and how long nothing was done."""
-        # As long as it goes on, however slowly.
-        done = 0
-        while done < len(self.lines):
-            done = until(120, f"more than {done} of {len(self.lines)} are done", lambda: more_than(done))  # noqa: B023
-        until(120, "nothing is held any more", lambda: not BROKER.ask("operator", "keys", "muster:unacked:*[!x]"))
-        lines = list(self.lines)
-        for host in workers():
-            lines += LAB.on(host, "cat", "/var/lib/drill/history", check=False).splitlines()
-        events = [Event(*json.loads(line)) for line in lines if line.startswith("[")]
-        verdict = judge(events, Counter(effects()))
-        moments = sorted(event.at for event in events if event.kind == "effect")
+        self.history.wait(len(self.lines))
+        verdict = self.history.judged(events_of(self.lines))
+        moments = sorted(event.at for event in self.history.all() if event.kind == EFFECT)
         idle = max((later - earlier for earlier, later in pairwise(moments)), default=0.0)
         print(
             f"{verdict}; {self.seconds:.0f} s; no task was done for {idle:.0f} s, a Ray node was away for "
@@ -244,20 +236,9 @@ class Load:
         assert not (verdict.lost or verdict.double or verdict.overlapping or verdict.unknown), self.errors[-3000:]
 
 
-def effects() -> list[str]:
-    said = BROKER.ask("operator", "lrange", "drill:effects", "0", "-1")
-    return [part for part in said.splitlines() if len(part) == 36]
-
-
 def ended(said: str) -> str:
     """What became of a job; nothing while it runs."""
     return next((word for word in ("failed", "stopped", "succeeded") if word in said.lower()), "")
-
-
-def more_than(number: int) -> int:
-    """How many tasks have had their effect, if that is more than this."""
-    count = len(set(effects()))
-    return count if count > number else 0
 
 
 @contextlib.contextmanager
