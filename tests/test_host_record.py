@@ -27,7 +27,10 @@ def purged(installed: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[list[
         return ""
 
     monkeypatch.setattr(undo, "call", call)
+    runs = iter([{"left.service"}, {"left.service", "ours.service"}])
+    monkeypatch.setattr(module, "orphans", lambda: next(runs))
     undo.packages()
+    assert calls[1:] == [("systemctl", "stop", "ours.service")] * bool(calls)
     return [name for one in calls for name in one[3:]], undo.kept
 
 
@@ -52,6 +55,15 @@ def test_a_package_that_others_need_stays(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_package_that_nobody_needs_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     name = found("showmanual", others=False)
     assert purged([name], monkeypatch) == ([name], [])
+
+
+@pytest.mark.skipif(not shutil.which("apt-get"), reason="only where there is apt")
+def test_a_library_that_apt_named_without_its_architecture_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = module.native()
+    monkeypatch.setattr(module, "packages", lambda: [f"libours:{native}", "libours:other", "all"])
+    monkeypatch.setattr(module.Undo, "takes_along", lambda *_: set())
+    assert purged(["libours", "all"], monkeypatch) == (["all", f"libours:{native}"], [])
+    assert purged([f"libours:{native}"], monkeypatch) == ([f"libours:{native}"], [])
 
 
 def undo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: dict[str, Any], **params: Any) -> Any:

@@ -66,6 +66,19 @@ def packages() -> list[str]:
     return sorted(line.split()[1] for line in out.stdout.splitlines() if line.split()[0] != "not-installed")
 
 
+def native() -> str:
+    """The host's architecture."""
+    done = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def orphans() -> set[str]:
+    """Services that run although there is no unit for them any more: some packages leave theirs behind."""
+    words = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--type", "service"]
+    lines = subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
+    return {line.split()[0] for line in lines if line.split()[1:3] == ["not-found", "active"]}
+
+
 def rules(program: str, table: str) -> list[str]:
     """What the kernel's firewall has; nothing where there is no such program."""
     if not shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"):
@@ -195,13 +208,20 @@ class Undo:
         return {words[1].partition(":")[0] for words in lines} - {name.partition(":")[0] for name in self.ours}
 
     def packages(self) -> None:
-        self.ours = sorted(set(self.record.get("installed", [])) & set(packages()))
+        # apt names libraries without the architecture, dpkg with it.
+        suffix = f":{native()}"
+        there = {name.removesuffix(suffix): name for name in packages()}
+        recorded = {name.removesuffix(suffix) for name in self.record.get("installed", [])}
+        self.ours = sorted(there[name] for name in recorded & set(there))
         needed = [name for name in self.ours if self.takes_along(name)] if self.takes_along(*self.ours) else []
         if needed:
             self.kept.append(f"packages that others need by now: {', '.join(needed)}")
         ours = [name for name in self.ours if name not in needed]
         if ours:
+            before = orphans()
             self.call("apt-get", "purge", "--yes", *ours, check=True)
+            for name in sorted(orphans() - before):
+                self.call("systemctl", "stop", name)
             self.gone += ours
 
     def is_kept(self, path: str) -> bool:
