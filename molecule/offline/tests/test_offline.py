@@ -27,9 +27,11 @@ def test_the_cluster_came_up_and_no_packet_left() -> None:
     """converge.yml ended with a try of the whole cluster; that the counter counts is shown last."""
     assert left() == 0
     for host in HOSTS:
-        # 192.0.2.0/24 belongs to nobody.
-        LAB.on(host, "bash", "-c", "timeout 1 bash -c '</dev/tcp/192.0.2.1/80'", check=False)
-    assert left() >= len(HOSTS)
+        # Both belong to nobody.
+        for address in ("192.0.2.1", "2001:db8::1"):
+            before = left()
+            LAB.on(host, "bash", "-c", f"timeout 1 bash -c '</dev/tcp/{address}/80'", check=False)
+            assert left() > before, f"what {host} sends to {address} is not counted"
 
 
 def test_images_and_packages_are_those_of_the_bundle() -> None:
